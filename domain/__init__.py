@@ -1,0 +1,1 @@
+"""What Health&Med is, with no web and no queue in it."""

@@ -1,0 +1,45 @@
+"""The way of the schema, one step a file, safe to run while the version before still serves."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from alembic import command
+from alembic.config import Config
+from sqlalchemy import create_engine, text
+from sqlalchemy.engine import make_url
+
+APPEND_ONLY = ("history", "audit")
+
+
+def _config(url: str) -> Config:
+    config = Config()
+    config.set_main_option("script_location", str(Path(__file__).parent))
+    config.attributes["url"] = url
+    return config
+
+
+def upgrade(url: str, revision: str = "head", *, app_url: str | None = None) -> None:
+    """Bring the schema at `url` up to `revision`; a second caller waits for the first.
+
+    The role of `app_url`, if it is another one, may then use the data, but neither change the schema nor rewrite what is append-only.
+    """
+    command.upgrade(_config(url), revision)
+    role = make_url(app_url).username if app_url else None
+    if role and role != make_url(url).username:
+        _grant(url, role)
+
+
+def downgrade(url: str, revision: str = "base") -> None:
+    """Take the schema at `url` back to `revision`."""
+    command.downgrade(_config(url), revision)
+
+
+def _grant(url: str, role: str) -> None:
+    engine = create_engine(url)
+    with engine.begin() as connection:
+        quoted = engine.dialect.identifier_preparer.quote(role)
+        connection.execute(text(f"grant select, insert, update, delete on all tables in schema public to {quoted}"))
+        connection.execute(text(f"grant usage, select on all sequences in schema public to {quoted}"))
+        connection.execute(text(f"revoke update, delete on {', '.join(APPEND_ONLY)} from {quoted}"))
+    engine.dispose()

@@ -1,0 +1,166 @@
+"""Every setting there is: read from the environment, checked once at start-up, and listed here and nowhere else."""
+
+from __future__ import annotations
+
+import base64
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+
+from domain.schedule import Limits
+
+
+class SettingsError(Exception):
+    """The environment does not make a working configuration; the message has one line for each thing wrong."""
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Settings:
+    """The whole configuration. It holds secrets, so it has no repr."""
+
+    local_stack: bool
+    port: int
+    public_url: str
+
+    database_url: str
+    database_replica_url: str | None
+    database_migration_url: str
+    broker_url: str
+    cache_url: str
+    smtp_url: str
+    mail_from: str
+
+    jwt_keys: str
+    data_keys: str
+    hash_key: bytes
+
+    rate_limits: bool
+    proxy_hops: int
+    cors_origins: tuple[str, ...]
+    public_docs: bool
+    public_metrics: bool
+    log_level: str
+
+    lanes: int
+    lane_batch: int
+    api_workers: int
+    booking_workers: int
+    limits: Limits
+
+
+def load(environ: Mapping[str, str]) -> Settings:
+    """The settings that `environ` makes. Raises SettingsError that names everything wrong with it at once."""
+    read = _Reader(environ)
+    local = read.flag("LOCAL_STACK", False)
+    port = read.number("PORT", 8000, 1, 65535)
+    database_url = read.database("DATABASE_URL")
+    limits = Limits(
+        request_ttl=read.number("REQUEST_TTL_SECONDS", 86400, 1),
+        request_lead=read.number("REQUEST_LEAD_SECONDS", 3600, 0),
+        booking_notice=read.number("BOOKING_NOTICE_SECONDS", 7200, 0),
+        booking_horizon_days=read.number("BOOKING_HORIZON_DAYS", 60, 1, 366),
+        cancel_notice=read.number("CANCEL_NOTICE_SECONDS", 0, 0),
+        max_open_requests=read.number("MAX_OPEN_REQUESTS", 10, 1),
+        max_open_requests_per_doctor=read.number("MAX_OPEN_REQUESTS_PER_DOCTOR", 3, 1),
+        reminders=read.numbers("REMINDER_SECONDS", (86400, 3600)),
+        confirm_email=read.flag("CONFIRM_EMAIL", not local),
+    )
+    if limits.booking_notice <= limits.request_lead:
+        read.wrong("BOOKING_NOTICE_SECONDS", "must exceed REQUEST_LEAD_SECONDS, else a request could expire when it is made")
+    settings = Settings(
+        local_stack=local,
+        port=port,
+        public_url=read.text("PUBLIC_URL", f"http://127.0.0.1:{port}").rstrip("/"),
+        database_url=database_url,
+        database_replica_url=read.database("DATABASE_REPLICA_URL", "") or None,
+        database_migration_url=read.database("DATABASE_MIGRATION_URL", database_url),
+        broker_url=read.text("BROKER_URL"),
+        cache_url=read.text("CACHE_URL"),
+        smtp_url=read.text("SMTP_URL", "smtp://127.0.0.1:25"),
+        mail_from=read.text("MAIL_FROM", "Health&Med <agenda@healthmed.example>"),
+        jwt_keys=read.text("JWT_KEYS"),
+        data_keys=read.text("DATA_KEYS"),
+        hash_key=read.key("HASH_KEY"),
+        rate_limits=read.flag("RATE_LIMITS", True),
+        proxy_hops=read.number("PROXY_HOPS", 0, 0, 10),
+        cors_origins=tuple(origin.strip() for origin in read.text("CORS_ORIGINS", "").split(",") if origin.strip()),
+        public_docs=read.flag("PUBLIC_DOCS", local),
+        public_metrics=read.flag("PUBLIC_METRICS", local),
+        log_level=read.text("LOG_LEVEL", "INFO").upper(),
+        lanes=read.number("LANES", 64, 1, 4096),
+        lane_batch=read.number("LANE_BATCH", 200, 1, 1000),
+        api_workers=read.number("API_WORKERS", os.cpu_count() or 2, 1, 64),
+        booking_workers=read.number("BOOKING_WORKERS", os.cpu_count() or 2, 1, 64),
+        limits=limits,
+    )
+    if read.problems:
+        raise SettingsError("\n".join(read.problems))
+    return settings
+
+
+@cache
+def current() -> Settings:
+    """The settings of this process's environment, read once."""
+    return load(os.environ)
+
+
+class _Reader:
+    """Reads one variable at a time and remembers what was wrong, so that all of it can be told at once."""
+
+    def __init__(self, environ: Mapping[str, str]) -> None:
+        self._environ = environ
+        self.problems: list[str] = []
+
+    def wrong(self, name: str, why: str) -> None:
+        self.problems.append(f"{name}: {why}")
+
+    def text(self, name: str, default: str | None = None) -> str:
+        value = self._environ.get(name, "").strip()
+        if value:
+            return value
+        if default is None:
+            self.wrong(name, "is required and not set")
+            return ""
+        return default
+
+    def flag(self, name: str, default: bool) -> bool:
+        value = self.text(name, "on" if default else "off").lower()
+        if value not in ("on", "off"):
+            self.wrong(name, f"must be 'on' or 'off', not {value!r}")
+        return value == "on"
+
+    def number(self, name: str, default: int, least: int, most: int = 2**31 - 1) -> int:
+        value = self.text(name, str(default))
+        if not (value.isascii() and value.isdigit() and least <= int(value) <= most):
+            self.wrong(name, f"must be a whole number from {least} to {most}, not {value!r}")
+            return default
+        return int(value)
+
+    def numbers(self, name: str, default: tuple[int, ...]) -> tuple[int, ...]:
+        value = self.text(name, ",".join(map(str, default)))
+        parts = [part.strip() for part in value.split(",")]
+        if not all(part.isascii() and part.isdigit() for part in parts):
+            self.wrong(name, f"must be whole numbers separated by commas, not {value!r}")
+            return default
+        return tuple(sorted({int(part) for part in parts}, reverse=True))
+
+    def database(self, name: str, default: str | None = None) -> str:
+        """A database's address, as SQLAlchemy wants it: 2.1 reads a bare postgresql:// as psycopg 3."""
+        value = self.text(name, default)
+        for prefix in ("postgresql://", "postgres://"):
+            if value.startswith(prefix):
+                return "postgresql+psycopg2://" + value.removeprefix(prefix)
+        if value and not value.startswith("postgresql+psycopg2://"):
+            self.wrong(name, "must begin with postgresql://")
+        return value
+
+    def key(self, name: str) -> bytes:
+        """A secret of 32 bytes, in base64."""
+        try:
+            value = base64.b64decode(self.text(name), validate=True)
+        except ValueError:
+            value = b""
+        if len(value) != 32 and not any(problem.startswith(name) for problem in self.problems):
+            self.wrong(name, "must be 32 bytes in base64")
+        return value
