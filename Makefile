@@ -1,0 +1,38 @@
+SHELL := /bin/sh
+.DEFAULT_GOAL := help
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: help up demo test lint bench lock
+
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+
+up: .venv/.installed ## Bring up the whole stack on this machine (Ctrl-C stops it)
+	@exec $(BIN)/python -m local.up
+
+demo: .venv/.installed ## Go the whole way of a booking through HTTP, step by step
+	@exec $(BIN)/python -m local.demo
+
+test: lint ## Check style, types and imports, then run every test
+	@exec $(BIN)/python -m pytest -q -n 2 --dist loadfile
+
+lint: .venv/.installed ## Check style, types and who imports whom
+	@$(BIN)/ruff check
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports --no-logo
+
+bench: .venv/.installed ## Measure, as ratios within one run
+	@exec $(BIN)/python -m tests.bench
+
+lock: .venv/.installed ## Choose the newest versions that setup.cfg allows, and lock them with their hashes
+	@$(BIN)/uv pip compile setup.cfg --all-extras --universal --python-version 3.11 --generate-hashes \
+		--no-emit-index-url --no-header --upgrade --quiet --output-file requirements.lock
+
+.venv/.installed: requirements.lock
+	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Python 3.11 or newer is needed; \
+	this one is " + sys.version.split()[0] + ". Say which one to use: make PYTHON=python3.11 up")'
+	@echo "Installing the packages of requirements.lock in .venv (once) ..."
+	@$(PYTHON) -m venv .venv || { echo "Python's venv module is missing (on Debian: the package python3-venv)." >&2; exit 1; }
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --only-binary :all: -r requirements.lock
+	@touch $@

