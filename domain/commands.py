@@ -27,7 +27,6 @@ class Kind(StrEnum):
     ADD_SLOT = "add_slot"
     CHANGE_SLOT = "change_slot"
     WITHDRAW_SLOT = "withdraw_slot"
-    ERASE = "erase"
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,13 +147,6 @@ class WithdrawSlot:
     slot_id: UUID
 
 
-@dataclass(frozen=True, slots=True)
-class Erase:
-    """Erase a person: cancel what is to come, then destroy the key to what the law lets go."""
-
-    person_id: UUID
-
-
 Command = (
     Book
     | Accept
@@ -169,5 +161,4 @@ Command = (
     | AddSlot
     | ChangeSlot
     | WithdrawSlot
-    | Erase
 )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 from uuid import UUID
@@ -99,6 +99,15 @@ class Patient:
 
 
 @dataclass(frozen=True, slots=True)
+class AppointmentTexts:
+    """What people wrote about an appointment; None where the stored text stays as it is."""
+
+    notes: str | None = None
+    reason: str | None = None
+    join_url: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Appointment:
     """A patient's hold on a slot. Texts stand apart: the rules never read them."""
 
@@ -116,19 +125,7 @@ class Appointment:
     reschedules: int = 0
     sequence: int = 0  # the iCalendar SEQUENCE: one higher at each change of time and at the cancellation (RFC 5546)
     refusal_kind: str | None = None
-    texts: AppointmentTexts = field(default_factory=lambda: NO_TEXTS)
-
-
-@dataclass(frozen=True, slots=True)
-class AppointmentTexts:
-    """What people wrote about an appointment; None where the stored text stays as it is."""
-
-    notes: str | None = None
-    reason: str | None = None
-    join_url: str | None = None
-
-
-NO_TEXTS = AppointmentTexts()
+    texts: AppointmentTexts = AppointmentTexts()
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 
+from domain.privacy import KeyRing
 from domain.schedule import Limits
 
 
@@ -31,8 +32,8 @@ class Settings:
     smtp_url: str
     mail_from: str
 
-    jwt_keys: str
-    data_keys: str
+    jwt_keys: KeyRing
+    data_keys: KeyRing
     hash_key: bytes
 
     rate_limits: bool
@@ -67,7 +68,7 @@ def load(environ: Mapping[str, str]) -> Settings:
         confirm_email=read.flag("CONFIRM_EMAIL", not local),
     )
     if limits.booking_notice <= limits.request_lead:
-        read.wrong("BOOKING_NOTICE_SECONDS", "must exceed REQUEST_LEAD_SECONDS, else a request could expire when it is made")
+        read.wrong("BOOKING_NOTICE_SECONDS", "must exceed REQUEST_LEAD_SECONDS, else a request could lapse at once")
     settings = Settings(
         local_stack=local,
         port=port,
@@ -79,8 +80,8 @@ def load(environ: Mapping[str, str]) -> Settings:
         cache_url=read.text("CACHE_URL"),
         smtp_url=read.text("SMTP_URL", "smtp://127.0.0.1:25"),
         mail_from=read.text("MAIL_FROM", "Health&Med <agenda@healthmed.example>"),
-        jwt_keys=read.text("JWT_KEYS"),
-        data_keys=read.text("DATA_KEYS"),
+        jwt_keys=read.key_ring("JWT_KEYS"),
+        data_keys=read.key_ring("DATA_KEYS"),
         hash_key=read.key("HASH_KEY"),
         rate_limits=read.flag("RATE_LIMITS", True),
         proxy_hops=read.number("PROXY_HOPS", 0, 0, 10),
@@ -154,6 +155,16 @@ class _Reader:
         if value and not value.startswith("postgresql+psycopg2://"):
             self.wrong(name, "must begin with postgresql://")
         return value
+
+    def key_ring(self, name: str) -> KeyRing:
+        """Named secrets, as `id=base64,id=base64`."""
+        value = self.text(name)
+        try:
+            return KeyRing.parse(value)
+        except ValueError as error:
+            if value:
+                self.wrong(name, str(error))
+            return KeyRing("", {})
 
     def key(self, name: str) -> bytes:
         """A secret of 32 bytes, in base64."""
