@@ -92,8 +92,8 @@ def mask_cpf(cpf: str) -> str:
 def normalise_email(text: str) -> str:
     """The form of an e-mail address by which an account is looked up: no case, composed accents.
 
-    Mail goes to the address as it was written. Raises Malformed for what can't be an address, control characters and lone
-    surrogates included.
+    Mail goes to the address as it was written. Raises Malformed for what can't be an address, control characters and
+    lone surrogates included.
     """
     # Folded case of decomposed text, composed again, is Unicode's canonical caseless match (section 3.13, D145).
     email = unicodedata.normalize("NFC", unicodedata.normalize("NFD", text.strip(" ")).casefold())
@@ -104,8 +104,8 @@ def normalise_email(text: str) -> str:
 
 def name_key(text: str) -> str:
     """The form of a name that is searched: no case, no accents, single spaces. Raises Malformed if unprintable."""
-    decomposed = unicodedata.normalize("NFKD", " ".join(text.split()).casefold())
-    key = "".join(character for character in decomposed if not unicodedata.combining(character))
+    letters = (each for each in unicodedata.normalize("NFKD", text) if not unicodedata.combining(each))
+    key = " ".join("".join(letters).casefold().split())
     if not key.isprintable():
         raise Malformed("O texto tem caracteres inválidos.")
     return key
