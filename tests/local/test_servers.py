@@ -1,0 +1,195 @@
+"""The embedded servers: quick to start, kept at their address, and gone when they should be."""
+
+from __future__ import annotations
+
+import os
+import signal
+import stat
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import psycopg2
+import pytest
+import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+from local.servers import Broker, Cache, Postgres, ServerError, free_port
+
+
+def value(url: str, query: str) -> object:
+    connection = psycopg2.connect(url)
+    try:
+        with connection, connection.cursor() as cursor:
+            cursor.execute(query)
+            return cursor.fetchone()[0] if cursor.description else None
+    finally:
+        connection.close()
+
+
+@pytest.fixture
+def own_postgres(tmp_path: Path):
+    server = Postgres(tmp_path / "postgres", options={"fsync": "off"})
+    server.start()
+    yield server
+    server.kill()
+
+
+def test_a_killed_postgres_comes_back_at_its_address_with_what_was_committed(own_postgres: Postgres):
+    url = own_postgres.migration_url
+    value(url, "create table kept (n int)")
+    value(url, "insert into kept values (7)")
+    own_postgres.kill()
+    with pytest.raises(psycopg2.OperationalError):
+        psycopg2.connect(url)
+    own_postgres.start()
+    assert value(url, "select n from kept") == 7
+
+
+def test_a_postgres_whose_postmaster_alone_was_killed_starts_again(own_postgres: Postgres):
+    connection = psycopg2.connect(own_postgres.url)
+    own_postgres.process.kill()
+    own_postgres.process.wait()
+    assert not own_postgres.running
+    own_postgres.start()
+    assert value(own_postgres.url, "select 1") == 1
+    connection.close()
+
+
+def test_a_mark_with_the_number_of_a_stranger_keeps_no_postgres_from_starting(own_postgres: Postgres):
+    own_postgres.kill()
+    mark = own_postgres.data / "postmaster.pid"
+    lines = mark.read_text().splitlines()
+    mark.write_text("\n".join([str(os.getpid()), *lines[1:]]) + "\n")
+    own_postgres.start()
+    assert value(own_postgres.url, "select 1") == 1
+
+
+def test_an_erased_postgres_is_empty_at_the_same_address(own_postgres: Postgres):
+    value(own_postgres.migration_url, "create table lost (n int)")
+    own_postgres.erase()
+    own_postgres.start()
+    assert value(own_postgres.migration_url, "select to_regclass('lost')") is None
+
+
+def test_a_frozen_postgres_answers_nobody_until_it_is_thawed(own_postgres: Postgres):
+    own_postgres.freeze()
+    with pytest.raises(psycopg2.OperationalError):
+        psycopg2.connect(own_postgres.url, connect_timeout=2)
+    own_postgres.thaw()
+    assert value(own_postgres.url, "select 1") == 1
+
+
+def test_the_role_of_the_application_waits_for_nothing_long_and_changes_no_schema(own_postgres: Postgres):
+    shown = [value(own_postgres.url, f"show {name}") for name in ("statement_timeout", "lock_timeout")]
+    assert shown == ["4s", "2s"]
+    assert value(own_postgres.url, "show transaction_timeout") == "8s"
+    assert value(own_postgres.url, "show idle_in_transaction_session_timeout") == "5s"
+    with pytest.raises(psycopg2.errors.InsufficientPrivilege):
+        value(own_postgres.url, "create table mine (n int)")
+
+
+def test_postgres_wants_a_password_and_keeps_it_to_its_owner(own_postgres: Postgres):
+    with pytest.raises(psycopg2.OperationalError, match="password"):
+        psycopg2.connect(f"postgresql://healthmed_app:guess@127.0.0.1:{own_postgres.port}/healthmed")
+    kept = own_postgres.directory / "passwords.json"
+    assert stat.S_IMODE(kept.stat().st_mode) == 0o600
+    assert not list(own_postgres.directory.glob("*.password"))
+
+
+def test_postgres_logs_no_values_of_a_failed_statement(own_postgres: Postgres):
+    value(own_postgres.migration_url, "create table people (cpf text primary key)")
+    value(own_postgres.migration_url, "insert into people values ('52998224725')")
+    with pytest.raises(psycopg2.errors.UniqueViolation):
+        value(own_postgres.migration_url, "insert into people values ('52998224725')")
+    own_postgres.stop()
+    assert "duplicate key" in own_postgres.log.read_text()
+    assert "52998224725" not in own_postgres.log.read_text()
+
+
+def test_the_broker_keeps_what_a_kill_interrupts_and_evicts_nothing(tmp_path: Path):
+    server = Broker(tmp_path / "broker")
+    server.start()
+    with redis.Redis.from_url(server.url) as client:
+        client.set("kept", 1)
+        assert client.config_get("maxmemory-policy")["maxmemory-policy"] == "noeviction"
+        assert client.config_get("appendfsync")["appendfsync"] == "everysec"
+        assert int(client.config_get("maxmemory")["maxmemory"]) > 0
+    server.kill()
+    server.start()
+    with redis.Redis.from_url(server.url) as client:
+        assert client.get("kept") == b"1"
+    server.erase()
+    server.start()
+    with redis.Redis.from_url(server.url) as client:
+        assert client.get("kept") is None
+    server.kill()
+
+
+def test_the_cache_forgets_everything_when_it_ends(tmp_path: Path):
+    server = Cache(tmp_path / "cache")
+    server.start()
+    with redis.Redis.from_url(server.url) as client:
+        client.set("forgotten", 1)
+        assert client.config_get("maxmemory-policy")["maxmemory-policy"] == "allkeys-lru"
+    server.stop()
+    server.start()
+    with redis.Redis.from_url(server.url) as client:
+        assert client.get("forgotten") is None
+    server.kill()
+
+
+def test_valkey_answers_nobody_without_its_password_and_shows_it_in_no_command_line(tmp_path: Path):
+    server = Cache(tmp_path / "cache")
+    server.start()
+    with (
+        redis.Redis(port=server.port, retry=Retry(NoBackoff(), 0)) as stranger,
+        pytest.raises(redis.AuthenticationError),
+    ):
+        stranger.ping()
+    password = server.url.split(":")[2].split("@")[0]
+    assert password not in " ".join(psutil.Process(server.process.pid).cmdline())
+    server.kill()
+
+
+def test_a_server_whose_port_is_taken_says_so_in_one_line(tmp_path: Path):
+    first, second = Cache(tmp_path / "first"), Cache(tmp_path / "second")
+    first.start()
+    second.port = first.port
+    with pytest.raises(ServerError, match=r"Valkey .* did not start: ") as caught:
+        second.start()
+    assert "\n" not in str(caught.value)
+    first.kill()
+
+
+def test_a_port_is_chosen_where_no_outgoing_connection_could_take_it():
+    lowest_outgoing = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    assert all(1024 < free_port() < lowest_outgoing for _ in range(20))
+
+
+def test_servers_end_when_the_process_that_started_them_is_killed(tmp_path: Path):
+    program = (
+        "import sys, time; from pathlib import Path; from local.servers import Cache, Postgres\n"
+        "servers = [Postgres(Path(sys.argv[1], 'p')), Cache(Path(sys.argv[1], 'c'))]\n"
+        "for server in servers: server.start()\n"
+        "print(*(server.process.pid for server in servers), flush=True); time.sleep(60)"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", program, tmp_path], stdout=subprocess.PIPE, text=True)
+    pids = [int(pid) for pid in parent.stdout.readline().split()]
+    family = [member for pid in pids for member in [psutil.Process(pid), *psutil.Process(pid).children()]]
+    assert len(family) > 4
+    parent.send_signal(signal.SIGKILL)
+    parent.communicate()
+    deadline = time.monotonic() + 5
+    while any(member.is_running() and member.status() != psutil.STATUS_ZOMBIE for member in family):
+        assert time.monotonic() < deadline, "a server outlived the process that started it"
+        time.sleep(0.02)
+
+
+def test_postgres_is_not_root_and_lives_in_a_folder_that_only_its_maker_can_enter(own_postgres: Postgres):
+    assert stat.S_IMODE(own_postgres.directory.stat().st_mode) == 0o700
+    assert own_postgres.directory.stat().st_uid == os.geteuid()
+    assert psutil.Process(own_postgres.process.pid).uids().effective != 0
