@@ -45,7 +45,7 @@ REJECTIONS = {
     "slot_taken": "Este horário já foi reservado. / This slot is taken.",
     "slot_not_found": "Este horário não existe mais. / This slot is no longer there.",
     "slot_in_past": "Este horário já começou ou passou. / This slot has begun or is over.",
-    "outside_booking_window": "Este horário está fora do prazo para reservas. / This slot is too soon or too far ahead.",
+    "outside_booking_window": "Este horário está fora do prazo de reserva. / The slot is too soon or too far ahead.",
     "patient_busy": "Você já tem uma consulta neste horário. / You already have an appointment at that time.",
     "price_changed": "O preço mudou; confira o novo valor. / The price has changed; please look again.",
     "too_many_reschedules": "Esta consulta já foi remarcada vezes demais. / It was rescheduled too often.",
@@ -123,7 +123,7 @@ Decision = Effect | Rejection
 
 @dataclass(slots=True)
 class Schedule:
-    """The state that a batch's commands meet, one after another; `now` is when they are decided, by the database's clock."""
+    """The state that a batch's commands meet in turn; `now` is when they are decided, by the database's clock."""
 
     now: datetime
     limits: Limits
@@ -174,8 +174,8 @@ class Schedule:
 def decide(envelope: Envelope, command: Command, schedule: Schedule) -> Decision:
     """The decision on one command.
 
-    Limits in time are judged at `envelope.received_at`, so that a backlog makes nobody late; only whether a freed slot is open
-    again is judged at `schedule.now`.
+    Limits in time are judged at `envelope.received_at`, so that a backlog makes nobody late; only whether a freed slot
+    is open again is judged at `schedule.now`.
     """
     match command:
         case Book():

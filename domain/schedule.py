@@ -1,4 +1,4 @@
-"""The plain values that the rules read and return: slots, appointments, the people they concern, and the limits set for them."""
+"""The plain values that the rules read and return: slots, appointments, the people they concern, and their limits."""
 
 from __future__ import annotations
 
