@@ -323,6 +323,7 @@ class NoticeRecord(Base):
     kind: Mapped[str]
     due_at: Mapped[datetime]
     sequence: Mapped[int] = mapped_column(SmallInteger, server_default=text("0"))
+    during: Mapped[Range[datetime] | None]  # when the appointment was to be, so that a late notice tells what was true
     secret: Mapped[bytes | None]  # sealed under the recipient's key: a link's token, a former address
     request_id: Mapped[str | None]
     created_at: Mapped[datetime] = mapped_column(server_default=func.clock_timestamp())

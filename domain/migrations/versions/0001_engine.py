@@ -396,6 +396,7 @@ def upgrade() -> None:
         sa.Column("kind", sa.Text(), nullable=False),
         sa.Column("due_at", sa.DateTime(timezone=True), nullable=False),
         sa.Column("sequence", sa.SmallInteger(), server_default=sa.text("0"), nullable=False),
+        sa.Column("during", postgresql.TSTZRANGE(), nullable=True),
         sa.Column("secret", sa.LargeBinary(), nullable=True),
         sa.Column("request_id", sa.Text(), nullable=True),
         sa.Column(
