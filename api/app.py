@@ -1,0 +1,135 @@
+"""The factory of the web application: its frame, and the blueprints that hang in it."""
+
+from __future__ import annotations
+
+from time import perf_counter
+
+import flask_smorest
+import structlog
+from flask import Flask, Response, g, request
+from redis import Redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+from werkzeug.exceptions import BadRequest, RequestEntityTooLarge
+from werkzeug.middleware.proxy_fix import ProxyFix
+
+from api import accounts, auth, errors, schemas, sessions
+from api.services import Services, request_id
+from domain import logs
+from domain.cache import Cache, Waiters
+from domain.database import connect
+from domain.settings import Settings
+
+MAX_BODY = 64 * 1024
+POOL_SIZE = 16  # database connections of one process
+HSTS = "max-age=63072000; includeSubDomains"
+
+_log = structlog.get_logger()
+
+
+def create_app(settings: Settings) -> Flask:
+    """The application of one process. Under gunicorn it is made after the fork, since it opens connections."""
+    logs.configure(settings.log_level)
+    app = Flask("healthmed", static_folder=None)
+    app.config.update(
+        MAX_CONTENT_LENGTH=MAX_BODY,
+        API_TITLE="Health&Med",
+        API_VERSION="v1",
+        OPENAPI_VERSION="3.1.0",
+        API_SPEC_OPTIONS={
+            "info": {"description": "Telemedicine bookings: agendas, requests and decisions, never a slot twice."},
+            "components": {"securitySchemes": _SECURITY_SCHEMES},
+        },
+    )
+    app.json.sort_keys = False  # type: ignore[attr-defined]
+    app.extensions["healthmed"] = _services(settings)
+    if settings.proxy_hops:
+        hops = settings.proxy_hops
+        app.wsgi_app = ProxyFix(app.wsgi_app, x_for=hops, x_proto=hops, x_host=hops)  # type: ignore[method-assign]
+    _frame(app, settings)
+    auth.register(app, settings.jwt_keys)
+    errors.register(app)
+    api = _Api(app)
+    for module in (sessions, accounts):
+        api.register_blueprint(module.blp)
+    auth.check_policies(app)
+    return app
+
+
+class _Api(flask_smorest.Api):
+    """flask-smorest's, with our one error handler in the place of its own."""
+
+    ERROR_SCHEMA = schemas.Problem
+
+    def _register_error_handlers(self) -> None:
+        pass
+
+
+_SECURITY_SCHEMES = {
+    kind: {"type": "http", "scheme": "bearer", "bearerFormat": "JWT", "description": f"The {kind} token of a log-in."}
+    for kind in ("access", "refresh")
+}
+
+
+def _services(settings: Settings) -> Services:
+    engine = connect(settings.database_url, pool_size=POOL_SIZE)
+    reads = engine.execution_options(isolation_level="AUTOCOMMIT")
+    broker = Redis.from_url(settings.broker_url, socket_timeout=0.3, socket_connect_timeout=0.3, retry=Retry(NoBackoff(), 0))
+    cache = Cache(settings, engine)
+    cache.start()
+    return Services(settings, engine, reads, broker, cache, Waiters(broker))
+
+
+def _frame(app: Flask, settings: Settings) -> None:
+    """What surrounds every request: its id, the bound of its body, the headers of its answer, and its line in the log."""
+
+    @app.before_request
+    def begin() -> None:
+        g.began = perf_counter()
+        structlog.contextvars.clear_contextvars()
+        structlog.contextvars.bind_contextvars(request_id=request_id())
+        try:
+            request.get_data(cache=True)  # here, so that a route without a body refuses one that is too large, too
+        except RequestEntityTooLarge:
+            raise
+        except OSError:
+            raise BadRequest("O corpo chegou quebrado. / The body arrived broken.") from None
+
+    @app.after_request
+    def end(answer: Response) -> Response:
+        headers = answer.headers
+        headers["X-Request-ID"] = request_id()
+        headers["X-Content-Type-Options"] = "nosniff"
+        headers["Referrer-Policy"] = "no-referrer"
+        headers.setdefault("Content-Security-Policy", "default-src 'none'; frame-ancestors 'none'")
+        headers.setdefault("Cache-Control", "no-store")
+        if not settings.local_stack:
+            headers["Strict-Transport-Security"] = HSTS
+        if g.get("degraded"):
+            headers["Warning"] = '110 healthmed "Response is Stale"'
+        _allow_origin(answer, settings.cors_origins)
+        _log.info(
+            "request",
+            method=request.method,
+            route=request.url_rule.rule if request.url_rule else None,
+            status=answer.status_code,
+            milliseconds=round((perf_counter() - g.began) * 1000, 1) if "began" in g else None,
+        )
+        return answer
+
+
+def _allow_origin(answer: Response, allowed: tuple[str, ...]) -> None:
+    if not allowed:
+        return
+    answer.vary.add("Origin")
+    origin = request.headers.get("Origin")
+    if origin not in allowed:
+        return
+    answer.headers["Access-Control-Allow-Origin"] = origin
+    answer.headers["Access-Control-Expose-Headers"] = "ETag, Location, Retry-After, Warning, X-Request-ID"
+    if request.method == "OPTIONS":
+        answer.headers["Access-Control-Allow-Methods"] = "GET, POST, PUT, PATCH, DELETE"
+        answer.headers["Access-Control-Allow-Headers"] = (
+            "Authorization, Content-Type, Idempotency-Key, If-None-Match, Prefer, X-Request-ID"
+        )
+        answer.headers["Access-Control-Max-Age"] = "600"

@@ -1,0 +1,52 @@
+"""What a request may use: one set of services per process, and the id that the request goes by."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from flask import current_app, g, request
+from redis import Redis
+from sqlalchemy import Engine
+from uuid_utils.compat import uuid7
+
+from domain.cache import Cache, Waiters
+from domain.settings import Settings
+
+_SANE_ID = re.compile(r"[A-Za-z0-9._-]{1,64}", re.ASCII)
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Services:
+    """The settings and connections of one API process."""
+
+    settings: Settings
+    engine: Engine
+    reads: Engine  # the same pool; each statement by itself, no transaction around it
+    broker: Redis
+    cache: Cache
+    waiters: Waiters
+
+
+def services() -> Services:
+    """The services of the process that answers the current request."""
+    found: Services = current_app.extensions["healthmed"]
+    return found
+
+
+def request_id() -> str:
+    """The id of the current request: the caller's X-Request-ID if it is sane, else a new one."""
+    if "request_id" not in g:
+        sent = request.headers.get("X-Request-ID", "")
+        g.request_id = sent if _SANE_ID.fullmatch(sent) else str(uuid7())
+    return str(g.request_id)
+
+
+def client_address() -> str:
+    """The address of whoever asks: behind the stated number of proxies, and no further."""
+    return request.remote_addr or "0.0.0.0"  # noqa: S104
+
+
+def mark_degraded() -> None:
+    """Have the answer say that it was given while the database could not be reached (`Warning: 110`)."""
+    g.degraded = True
