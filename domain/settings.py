@@ -7,6 +7,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 
 from domain.privacy import KeyRing
 from domain.schedule import Limits
@@ -42,6 +43,7 @@ class Settings:
     public_docs: bool
     public_metrics: bool
     log_level: str
+    heartbeat_file: Path | None  # touched by a worker or relay that lives, for a probe
 
     lanes: int
     lane_batch: int
@@ -89,6 +91,7 @@ def load(environ: Mapping[str, str]) -> Settings:
         public_docs=read.flag("PUBLIC_DOCS", local),
         public_metrics=read.flag("PUBLIC_METRICS", local),
         log_level=read.text("LOG_LEVEL", "INFO").upper(),
+        heartbeat_file=Path(heartbeat) if (heartbeat := read.text("HEARTBEAT_FILE", "")) else None,
         lanes=read.number("LANES", 64, 1, 4096),
         lane_batch=read.number("LANE_BATCH", 200, 1, 1000),
         api_workers=read.number("API_WORKERS", os.cpu_count() or 2, 1, 64),

@@ -1,0 +1,205 @@
+"""Celery's configuration, and `wake`: all that the API needs to know of the workers."""
+
+from __future__ import annotations
+
+import threading
+import time
+from pathlib import Path
+from typing import Any, Final
+
+import structlog
+from celery import Celery, bootsteps, signals
+from kombu import Queue
+from prometheus_client import Counter
+from redis import Redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+from domain import logs, settings
+
+BOOKING: Final = "booking"
+NOTIFICATIONS: Final = "notifications"
+FLAG_SECONDS: Final = 5  # how long one wake-up of a lane stands for all; a lost one heals when it has gone
+HEARTBEAT_SECONDS: Final = 5
+
+WAKE_UPS = Counter("healthmed_wake_ups", "Wake-ups of lanes that this process handed to the broker, or could not.", ["outcome"])
+
+_log = structlog.get_logger()
+
+
+def configuration(broker_url: str) -> dict[str, Any]:
+    """What holds for every Celery process of ours; RELIABILITY.md 2.1 says why, setting by setting."""
+    return {
+        "broker_url": broker_url,
+        "broker_transport_options": {
+            "visibility_timeout": 60,
+            "unacked_restore_interval": 2,
+            "unacked_restore_throttle": 1,
+            "socket_timeout": 5,
+            "socket_connect_timeout": 2,
+            "socket_keepalive": True,
+            "health_check_interval": 5,
+        },
+        "broker_connection_max_retries": None,
+        "broker_connection_retry_on_startup": True,
+        "result_backend": None,
+        "task_ignore_result": True,
+        "task_serializer": "json",
+        "event_serializer": "json",
+        "accept_content": ["json"],
+        "task_queues": [Queue(BOOKING), Queue(NOTIFICATIONS)],
+        "task_default_queue": BOOKING,
+        "task_create_missing_queues": False,
+        "task_publish_retry": False,
+        "task_acks_late": True,
+        "task_reject_on_worker_lost": True,
+        "task_acks_on_failure": True,
+        "task_acks_on_timeout": True,
+        "task_soft_time_limit": 10,
+        "task_time_limit": 30,
+        "task_send_sent_event": False,
+        "worker_prefetch_multiplier": 1,
+        "worker_cancel_long_running_tasks_on_connection_loss": True,
+        "worker_max_tasks_per_child": 1000,
+        "worker_max_memory_per_child": 300_000,
+        "worker_send_task_events": True,
+    }
+
+
+class Sender:
+    """Publishes tasks with limits of one second and no second try: the relay makes up for what is lost.
+
+    `wake` hands a lane to a thread of its own, one a process, which a lane that waits already costs nothing: many commands make
+    one wake-up. It works in plain threads and under gevent alike.
+    """
+
+    def __init__(self, broker_url: str) -> None:
+        self._celery = Celery("healthmed-sender", set_as_current=False)
+        self._celery.conf.update(configuration(broker_url))
+        self._celery.conf.broker_connection_timeout = 1
+        self._celery.conf.broker_transport_options = {"socket_timeout": 1, "socket_connect_timeout": 1, "max_retries": 0}
+        self._broker = Redis.from_url(broker_url, socket_timeout=1, socket_connect_timeout=1, retry=Retry(NoBackoff(), 0))
+        self._waiting: set[int] = set()
+        self._changed = threading.Condition()
+        self._thread: threading.Thread | None = None
+
+    def wake(self, lane: int) -> None:
+        """Have a lane drained soon. Returns at once and raises nothing."""
+        with self._changed:
+            self._waiting.add(lane)
+            if self._thread is None:  # only now, so that it is this process's own and not one lost in a fork
+                self._thread = threading.Thread(target=self._run, name="sender", daemon=True)
+                self._thread.start()
+            self._changed.notify()
+
+    def drain(self, lane: int) -> None:
+        """Have a lane drained, whatever its flag says. Raises what the broker's client raises."""
+        self._publish("drain", BOOKING, lane)
+
+    def send_notices(self) -> None:
+        """Have the due notices sent. Raises what the broker's client raises."""
+        self._publish("send_notices", NOTIFICATIONS)
+
+    def waiting(self, queue: str) -> int:
+        """How many tasks wait in a queue. Raises redis.RedisError."""
+        return int(self._broker.llen(queue))  # type: ignore[arg-type]
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._waiting)
+                lanes, self._waiting = self._waiting, set()
+            try:
+                self._wake_unflagged(lanes)
+            except Exception as error:
+                WAKE_UPS.labels("failed").inc(len(lanes))
+                _log.warning("wake-ups not sent", lanes=sorted(lanes), error=type(error).__name__)
+                time.sleep(1)
+
+    def _wake_unflagged(self, lanes: set[int]) -> None:
+        with self._broker.pipeline(transaction=False) as pipeline:
+            for lane in lanes:
+                pipeline.set(f"wake:{lane}", 1, nx=True, ex=FLAG_SECONDS)
+            flagged = pipeline.execute()
+        for lane, fresh in zip(lanes, flagged, strict=True):
+            if fresh:
+                self.drain(lane)
+                WAKE_UPS.labels("sent").inc()
+
+    def _publish(self, task: str, queue: str, *arguments: int) -> None:
+        self._celery.send_task(task, arguments, queue=queue)
+
+
+_sender: Sender | None = None
+
+
+def send_wake_ups_to(broker_url: str) -> None:
+    """Choose the broker of this process's wake-ups; until this is called it is the environment's."""
+    global _sender
+    _sender = Sender(broker_url)
+
+
+def wake(lane: int) -> None:
+    """Have a lane drained soon: hands it to this process's background sender, returns at once and raises nothing."""
+    if _sender is None:
+        send_wake_ups_to(settings.current().broker_url)
+    _sender.wake(lane)  # type: ignore[union-attr]
+
+
+class Heartbeat(bootsteps.StartStopStep):
+    """Touches HEARTBEAT_FILE while the consumer's event loop turns, so that a probe can tell a worker that hangs.
+
+    While the consumer waits for a lost broker its loop stands still by right; then a thread stands in, since a worker that is
+    killed for its broker's sake comes back no better.
+    """
+
+    requires = ("celery.worker.consumer.connection:Connection",)
+
+    def __init__(self, consumer: Any, **options: Any) -> None:
+        super().__init__(consumer, **options)
+        self.file = settings.current().heartbeat_file
+        self.enabled = self.file is not None
+        self.loop_stands = True
+        self.timer: Any = None
+        if self.enabled:
+            threading.Thread(target=self._stand_in, name="heartbeat", daemon=True).start()
+
+    def start(self, consumer: Any) -> None:
+        """The loop is about to turn: from now on it must show that it does."""
+        self.loop_stands = False
+        self.timer = consumer.timer.call_repeatedly(HEARTBEAT_SECONDS, self._beat)
+
+    def stop(self, consumer: Any) -> None:
+        """The broker is lost, or the worker ends."""
+        self.loop_stands = True
+        if self.timer is not None:
+            self.timer.cancel()
+
+    def _stand_in(self) -> None:
+        while True:
+            if self.loop_stands:
+                self._beat()
+            time.sleep(HEARTBEAT_SECONDS)
+
+    def _beat(self) -> None:
+        beat(self.file)
+
+
+def beat(file: Path | None) -> None:
+    """Show a probe that this process lives; a file that can't be written is the probe's to notice."""
+    if file is not None:
+        try:
+            file.touch()
+        except OSError as error:
+            _log.warning("no heartbeat", error=type(error).__name__)
+
+
+app = Celery("healthmed", include=["workers.tasks"])
+# A promise: whoever imports this module without running Celery, as the API does, needs no complete environment.
+app.add_defaults(lambda: configuration(settings.current().broker_url))
+app.steps["consumer"].add(Heartbeat)
+
+
+@signals.setup_logging.connect
+def _write_logs_our_way(**_: Any) -> None:
+    logs.configure(settings.current().log_level)
