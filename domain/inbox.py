@@ -39,7 +39,9 @@ from domain.settings import Settings
 SYSTEM: Final = UUID("00000000-0000-7000-8000-000000000000")  # the actor of what time brings
 SECRET: Final = "commands.secret"  # the context under which a command's secret is sealed
 
-COLUMNS: Final = "id, lane, kind, actor_id, status, received_at, decided_at, batch_id, appointment_id, result, error_code, error_detail"
+COLUMNS: Final = (
+    "id, lane, kind, actor_id, status, received_at, decided_at, batch_id, appointment_id, result, error_code, error_detail"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +62,7 @@ def send(
     key: str | None = None,
     fingerprint: bytes = b"",
 ) -> Row[Any]:
-    """Store a command in the lane of the schedule it concerns, and return its row (`COLUMNS`). The caller commits, wakes, answers.
+    """Store a command in the lane of the schedule it concerns; returns its row (`COLUMNS`). The caller commits, wakes, answers.
 
     With an idempotency `key`, whose `fingerprint` is method, path and parsed body, the same request of the same sender finds the
     command that is there already, whatever became of it. Raises NotFound for what is not there or not the sender's, and Invalid
@@ -89,7 +91,7 @@ def send(
             "role": sender.role,
             "slot_id": stored.slot_id,
             "appointment_id": stored.appointment_id,
-            "payload": json.dumps(stored.payload),
+            "payload": json.dumps(stored.payload or {}),
             "secret": secret,
             "key_hash": key_hash,
             "request_hash": request_hash,
@@ -103,10 +105,8 @@ def send(
     return row
 
 
-def send_suspension(
-    connection: Connection, settings: Settings, staff: Sender, doctor_id: UUID, reason: str
-) -> int | None:
-    """Refuse a suspended doctor's open requests and cancel what was accepted, one command each. Returns the lane to wake, if any."""
+def send_suspension(connection: Connection, settings: Settings, staff: Sender, doctor_id: UUID, reason: str) -> int | None:
+    """Refuse a suspended doctor's open requests and cancel what was accepted, one command each; returns the lane to wake."""
     rows = connection.execute(
         text(
             "select id, status from appointments where doctor_id = :doctor_id"
@@ -185,9 +185,7 @@ def restored(row: Any, secret: Mapping[str, Any]) -> Command:
         case Kind.ADD_SLOT:
             return AddSlot(_interval(payload), payload.get("price"))
         case Kind.CHANGE_SLOT:
-            return ChangeSlot(
-                row.slot_id, _instant(payload, "starts_at"), _instant(payload, "ends_at"), payload.get("price")
-            )
+            return ChangeSlot(row.slot_id, _instant(payload, "starts_at"), _instant(payload, "ends_at"), payload.get("price"))
         case Kind.WITHDRAW_SLOT:
             return WithdrawSlot(row.slot_id)
 
@@ -282,9 +280,7 @@ def _stored(command: Command) -> _Stored:
         case SetAvailability(availability, reasons, timezone):
             rules, exceptions = stored_availability(availability)
             payload = {"rules": rules, "exceptions": exceptions, **_given(timezone=timezone)}
-            return _Stored(
-                Kind.SET_AVAILABILITY, payload=payload, secret=_given(reasons=list(reasons) if any(reasons) else None)
-            )
+            return _Stored(Kind.SET_AVAILABILITY, payload=payload, secret=_given(reasons=list(reasons) if any(reasons) else None))
         case AddSlot(during, price):
             return _Stored(Kind.ADD_SLOT, payload={**_stored_interval(during), **_given(price=price)})
         case ChangeSlot(slot_id, starts_at, ends_at, price):
@@ -296,9 +292,7 @@ def _stored(command: Command) -> _Stored:
             raise TypeError("only the relay stores what time brings")
 
 
-def _sent_before(
-    connection: Connection, sender: Sender, key_hash: bytes, request_hash: bytes | None
-) -> Row[Any] | None:
+def _sent_before(connection: Connection, sender: Sender, key_hash: bytes, request_hash: bytes | None) -> Row[Any] | None:
     row = connection.execute(
         text(f"select {COLUMNS}, request_hash from commands where actor_id = :actor and key_hash = :key_hash"),
         {"actor": sender.id, "key_hash": key_hash},
@@ -327,9 +321,7 @@ def _sealed(
 ) -> bytes | None:
     if not secret:
         return None
-    wrapped = connection.execute(
-        text("select wrapped from person_keys where person_id = :id"), {"id": sender_id}
-    ).scalar_one()
+    wrapped = connection.execute(text("select wrapped from person_keys where person_id = :id"), {"id": sender_id}).scalar_one()
     key = privacy.unwrap(settings.data_keys, sender_id, bytes(wrapped))
     return privacy.seal(key, json.dumps(secret), context=SECRET, row_id=command_id)
 
@@ -339,7 +331,7 @@ def _given(**values: object) -> dict[str, Any]:
 
 
 def _utc(instant: datetime | None) -> str | None:
-    return instant and instant.astimezone(UTC).isoformat()
+    return None if instant is None else instant.astimezone(UTC).isoformat()
 
 
 def _stored_interval(interval: Interval) -> dict[str, Any]:

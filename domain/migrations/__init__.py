@@ -22,7 +22,8 @@ def _config(url: str) -> Config:
 def upgrade(url: str, revision: str = "head", *, app_url: str | None = None) -> None:
     """Bring the schema at `url` up to `revision`; a second caller waits for the first.
 
-    The role of `app_url`, if it is another one, may then use the data, but neither change the schema nor rewrite what is append-only.
+    The role of `app_url`, if it is another one, may then use the data, but neither change the schema nor rewrite what is
+    append-only.
     """
     command.upgrade(_config(url), revision)
     role = make_url(app_url).username if app_url else None

@@ -8,10 +8,9 @@ from domain.model import Base
 ADVISORY_LOCK = 7_406_001
 
 engine = create_engine(context.config.attributes["url"], connect_args={"connect_timeout": 3})
-with engine.connect() as connection:
-    with connection.begin():
-        connection.execute(text("select pg_advisory_xact_lock(:lock)"), {"lock": ADVISORY_LOCK})
-        connection.execute(text("set local lock_timeout = '5s'"))
-        context.configure(connection=connection, target_metadata=Base.metadata)
-        context.run_migrations()
+with engine.begin() as connection:
+    connection.execute(text("select pg_advisory_xact_lock(:lock)"), {"lock": ADVISORY_LOCK})
+    connection.execute(text("set local lock_timeout = '5s'"))
+    context.configure(connection=connection, target_metadata=Base.metadata)
+    context.run_migrations()
 engine.dispose()

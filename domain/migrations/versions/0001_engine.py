@@ -36,27 +36,19 @@ def upgrade() -> None:
         "batches",
         sa.Column("id", sa.Uuid(), nullable=False),
         sa.Column("scopes", postgresql.ARRAY(sa.Text()), nullable=False),
-        sa.Column(
-            "created_at", sa.DateTime(timezone=True), server_default=sa.text("clock_timestamp()"), nullable=False
-        ),
+        sa.Column("created_at", sa.DateTime(timezone=True), server_default=sa.text("clock_timestamp()"), nullable=False),
         sa.Column("finished_at", sa.DateTime(timezone=True), nullable=True),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_batches")),
     )
     op.create_index(
-        "ix_batches_unfinished",
-        "batches",
-        ["created_at"],
-        unique=False,
-        postgresql_where=sa.text("finished_at is null"),
+        "ix_batches_unfinished", "batches", ["created_at"], unique=False, postgresql_where=sa.text("finished_at is null")
     )
     op.create_table(
         "cache",
         sa.Column("id", sa.SmallInteger(), autoincrement=False, nullable=False),
         sa.Column("epoch", sa.Integer(), nullable=False),
         sa.Column("in_use", sa.Boolean(), nullable=False),
-        sa.Column(
-            "changed_at", sa.DateTime(timezone=True), server_default=sa.text("clock_timestamp()"), nullable=False
-        ),
+        sa.Column("changed_at", sa.DateTime(timezone=True), server_default=sa.text("clock_timestamp()"), nullable=False),
         sa.CheckConstraint("id = 1", name=op.f("ck_cache_one_row")),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_cache")),
     )
@@ -72,22 +64,14 @@ def upgrade() -> None:
         sa.Column("private", sa.LargeBinary(), nullable=True),
         sa.Column("password_hash", sa.Text(), nullable=True),
         sa.Column("email_confirmed_at", sa.DateTime(timezone=True), nullable=True),
-        sa.Column(
-            "created_at", sa.DateTime(timezone=True), server_default=sa.text("clock_timestamp()"), nullable=False
-        ),
+        sa.Column("created_at", sa.DateTime(timezone=True), server_default=sa.text("clock_timestamp()"), nullable=False),
         sa.CheckConstraint("role in ('patient', 'doctor', 'staff', 'system')", name=op.f("ck_people_role")),
         sa.CheckConstraint("status in ('active', 'closing', 'erased')", name=op.f("ck_people_status")),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_people")),
     )
+    op.create_index("uq_people_cpf_hash", "people", ["cpf_hash"], unique=True, postgresql_where=sa.text("cpf_hash is not null"))
     op.create_index(
-        "uq_people_cpf_hash", "people", ["cpf_hash"], unique=True, postgresql_where=sa.text("cpf_hash is not null")
-    )
-    op.create_index(
-        "uq_people_email_hash",
-        "people",
-        ["email_hash"],
-        unique=True,
-        postgresql_where=sa.text("email_hash is not null"),
+        "uq_people_email_hash", "people", ["email_hash"], unique=True, postgresql_where=sa.text("email_hash is not null")
     )
     op.create_table(
         "audit",
@@ -107,11 +91,7 @@ def upgrade() -> None:
         sa.UniqueConstraint("subject_id", "position", name=op.f("uq_audit_subject_id_position")),
     )
     op.create_index(
-        "uq_audit_read",
-        "audit",
-        ["actor_id", "subject_id", "hour"],
-        unique=True,
-        postgresql_where=sa.text("action = 'read'"),
+        "uq_audit_read", "audit", ["actor_id", "subject_id", "hour"], unique=True, postgresql_where=sa.text("action = 'read'")
     )
     op.create_table(
         "doctors",
@@ -150,11 +130,7 @@ def upgrade() -> None:
     op.create_index("ix_doctors_status_price", "doctors", ["status", "price", "id"], unique=False)
     op.create_index("ix_doctors_status_search_name", "doctors", ["status", "search_name", "id"], unique=False)
     op.create_index(
-        "uq_doctors_crm",
-        "doctors",
-        ["crm_number", "crm_state"],
-        unique=True,
-        postgresql_where=sa.text("status <> 'rejected'"),
+        "uq_doctors_crm", "doctors", ["crm_number", "crm_state"], unique=True, postgresql_where=sa.text("status <> 'rejected'")
     )
     op.create_table(
         "person_keys",
@@ -172,9 +148,7 @@ def upgrade() -> None:
         sa.Column("refresh_id", sa.Uuid(), nullable=False),
         sa.Column("previous_refresh_id", sa.Uuid(), nullable=True),
         sa.Column("refreshed_at", sa.DateTime(timezone=True), nullable=False),
-        sa.Column(
-            "created_at", sa.DateTime(timezone=True), server_default=sa.text("clock_timestamp()"), nullable=False
-        ),
+        sa.Column("created_at", sa.DateTime(timezone=True), server_default=sa.text("clock_timestamp()"), nullable=False),
         sa.Column("expires_at", sa.DateTime(timezone=True), nullable=False),
         sa.Column("revoked_at", sa.DateTime(timezone=True), nullable=True),
         sa.ForeignKeyConstraint(["person_id"], ["people.id"], name=op.f("fk_sessions_person_id")),
@@ -210,10 +184,9 @@ def upgrade() -> None:
         sa.Column("request_hash", sa.LargeBinary(), nullable=True),
         sa.Column("request_id", sa.Text(), nullable=True),
         sa.Column("status", sa.Text(), server_default="pending", nullable=False),
+        sa.Column("tries", sa.SmallInteger(), server_default=sa.text("0"), nullable=False),
         sa.Column("attempts", sa.SmallInteger(), server_default=sa.text("0"), nullable=False),
-        sa.Column(
-            "received_at", sa.DateTime(timezone=True), server_default=sa.text("clock_timestamp()"), nullable=False
-        ),
+        sa.Column("received_at", sa.DateTime(timezone=True), server_default=sa.text("clock_timestamp()"), nullable=False),
         sa.Column("decided_at", sa.DateTime(timezone=True), nullable=True),
         sa.Column("batch_id", sa.Uuid(), nullable=True),
         sa.Column("result", postgresql.JSONB(astext_type=sa.Text()), nullable=True),
@@ -226,28 +199,16 @@ def upgrade() -> None:
         sa.UniqueConstraint("seq", name=op.f("uq_commands_seq")),
     )
     op.create_index(
-        "ix_commands_decided_at",
-        "commands",
-        ["decided_at"],
-        unique=False,
-        postgresql_where=sa.text("status <> 'pending'"),
+        "ix_commands_decided_at", "commands", ["decided_at"], unique=False, postgresql_where=sa.text("status <> 'pending'")
     )
     op.create_index(
         "ix_commands_pending", "commands", ["lane", "seq"], unique=False, postgresql_where=sa.text("status = 'pending'")
     )
     op.create_index(
-        "ix_commands_pending_actor",
-        "commands",
-        ["actor_id"],
-        unique=False,
-        postgresql_where=sa.text("status = 'pending'"),
+        "ix_commands_pending_actor", "commands", ["actor_id"], unique=False, postgresql_where=sa.text("status = 'pending'")
     )
     op.create_index(
-        "uq_commands_expire",
-        "commands",
-        ["appointment_id", "deadline"],
-        unique=True,
-        postgresql_where=sa.text("kind = 'expire'"),
+        "uq_commands_expire", "commands", ["appointment_id", "deadline"], unique=True, postgresql_where=sa.text("kind = 'expire'")
     )
     op.create_index(
         "uq_commands_extend_horizon",
@@ -277,9 +238,7 @@ def upgrade() -> None:
         sa.Column("id", sa.Uuid(), nullable=False),
         sa.Column("doctor_id", sa.Uuid(), nullable=False),
         sa.Column("during", postgresql.TSTZRANGE(), nullable=False),
-        sa.Column(
-            "starts_at", sa.DateTime(timezone=True), sa.Computed("lower(during)", persisted=True), nullable=False
-        ),
+        sa.Column("starts_at", sa.DateTime(timezone=True), sa.Computed("lower(during)", persisted=True), nullable=False),
         sa.Column("ends_at", sa.DateTime(timezone=True), sa.Computed("upper(during)", persisted=True), nullable=False),
         sa.Column("status", sa.Text(), nullable=False),
         sa.Column("held", sa.Boolean(), nullable=False),
@@ -303,9 +262,7 @@ def upgrade() -> None:
     op.create_index(
         "ix_slots_open", "slots", ["doctor_id", "starts_at"], unique=False, postgresql_where=sa.text("status = 'open'")
     )
-    op.create_index(
-        "ix_slots_open_starts_at", "slots", ["starts_at"], unique=False, postgresql_where=sa.text("status = 'open'")
-    )
+    op.create_index("ix_slots_open_starts_at", "slots", ["starts_at"], unique=False, postgresql_where=sa.text("status = 'open'"))
     op.create_table(
         "appointments",
         sa.Column("id", sa.Uuid(), nullable=False),
@@ -313,9 +270,7 @@ def upgrade() -> None:
         sa.Column("doctor_id", sa.Uuid(), nullable=False),
         sa.Column("patient_id", sa.Uuid(), nullable=False),
         sa.Column("during", postgresql.TSTZRANGE(), nullable=False),
-        sa.Column(
-            "starts_at", sa.DateTime(timezone=True), sa.Computed("lower(during)", persisted=True), nullable=False
-        ),
+        sa.Column("starts_at", sa.DateTime(timezone=True), sa.Computed("lower(during)", persisted=True), nullable=False),
         sa.Column("ends_at", sa.DateTime(timezone=True), sa.Computed("upper(during)", persisted=True), nullable=False),
         sa.Column("active", sa.Boolean(), nullable=False),
         sa.Column("status", sa.Text(), nullable=False),
@@ -357,9 +312,7 @@ def upgrade() -> None:
         ),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_appointments")),
     )
-    op.create_index(
-        "ix_appointments_doctor_id_starts_at", "appointments", ["doctor_id", "starts_at", "id"], unique=False
-    )
+    op.create_index("ix_appointments_doctor_id_starts_at", "appointments", ["doctor_id", "starts_at", "id"], unique=False)
     op.create_index(
         "ix_appointments_expires_at",
         "appointments",
@@ -367,9 +320,7 @@ def upgrade() -> None:
         unique=False,
         postgresql_where=sa.text("status = 'requested'"),
     )
-    op.create_index(
-        "ix_appointments_patient_id_starts_at", "appointments", ["patient_id", "starts_at", "id"], unique=False
-    )
+    op.create_index("ix_appointments_patient_id_starts_at", "appointments", ["patient_id", "starts_at", "id"], unique=False)
     op.create_index(
         "uq_appointments_slot_id_active", "appointments", ["slot_id"], unique=True, postgresql_where=sa.text("active")
     )
@@ -399,9 +350,7 @@ def upgrade() -> None:
         sa.Column("during", postgresql.TSTZRANGE(), nullable=True),
         sa.Column("secret", sa.LargeBinary(), nullable=True),
         sa.Column("request_id", sa.Text(), nullable=True),
-        sa.Column(
-            "created_at", sa.DateTime(timezone=True), server_default=sa.text("clock_timestamp()"), nullable=False
-        ),
+        sa.Column("created_at", sa.DateTime(timezone=True), server_default=sa.text("clock_timestamp()"), nullable=False),
         sa.Column("next_try_at", sa.DateTime(timezone=True), nullable=False),
         sa.Column("claimed_until", sa.DateTime(timezone=True), nullable=True),
         sa.Column("attempts", sa.SmallInteger(), server_default=sa.text("0"), nullable=False),

@@ -1,0 +1,551 @@
+"""The one transaction that decides: lock a lane's waiting commands, read what the rules need, let them decide, write it all."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import Connection, Row, text
+from uuid_utils.compat import uuid7
+
+from domain import inbox, privacy
+from domain.booking import Decision, NewAvailability, Notice, Rejection, Schedule, Transition, decide
+from domain.cache import record_batch
+from domain.commands import Envelope, Kind
+from domain.schedule import Appointment, AppointmentStatus, Doctor, Interval, Patient, Role, Slot, SlotStatus
+from domain.settings import Settings
+
+# These look at the whole of a doctor's agenda, not at one slot of it.
+_WIDE = (Kind.SET_AVAILABILITY, Kind.EXTEND_HORIZON, Kind.ADD_SLOT, Kind.CHANGE_SLOT)
+
+
+class Clash(Exception):
+    """A constraint kept out what the rules had allowed: what they were shown was not the truth."""
+
+
+@dataclass(frozen=True, slots=True)
+class Decided:
+    """A committed batch: what it touched, and the commands it decided."""
+
+    batch_id: UUID
+    scopes: tuple[str, ...]
+    commands: tuple[Row[Any], ...]
+
+
+def decide_batch(connection: Connection, settings: Settings, lane: int, *, only: UUID | None = None) -> Decided | None:
+    """Decide the oldest commands that wait in a lane, `LANE_BATCH` at most or `only` one of them; None if nothing waits.
+
+    The caller commits. Locks are taken in one order everywhere: commands by seq, then doctors by id, then people by id.
+    Raises Clash, and whatever the database or a faulty command raises: then nothing is changed.
+    """
+    ids = _lock(connection, lane, settings.lane_batch, only)
+    if not ids:
+        return None
+    work = _read(connection, settings, ids)
+    for row in work.commands:
+        work.take(row, _decide(row, work))
+    return _write(connection, work)
+
+
+def reject(connection: Connection, command_id: UUID, code: str, detail: str) -> Decided | None:
+    """Reject a command that can't be decided, without looking at what it asks; None if it was decided meanwhile."""
+    row = connection.execute(
+        text("select id from commands where id = :id and status = 'pending' for no key update"), {"id": command_id}
+    ).one_or_none()
+    if row is None:
+        return None
+    scopes = [f"command:{command_id}"]
+    outcome = {"id": str(command_id), "status": "rejected", "error_code": code, "error_detail": detail}
+    return _finish_commands(connection, [outcome], scopes, None)
+
+
+@dataclass(slots=True)
+class _Work:
+    """What one batch has read and decided so far."""
+
+    settings: Settings
+    commands: Sequence[Row[Any]]
+    schedule: Schedule
+    people: Mapping[UUID, Row[Any]]
+    histories: dict[UUID, tuple[int, bytes]]  # length and last hash, for each appointment that was there before
+    stored_slots: frozenset[UUID]
+    stored_appointments: frozenset[UUID]
+    slots: dict[UUID, Slot] = field(default_factory=dict)
+    appointments: dict[UUID, Appointment] = field(default_factory=dict)
+    texts: dict[UUID, dict[str, str]] = field(default_factory=dict)
+    history: list[dict[str, Any]] = field(default_factory=list)
+    notices: dict[Notice, dict[str, Any]] = field(default_factory=dict)
+    availabilities: dict[UUID, tuple[NewAvailability, bytes | None]] = field(default_factory=dict)
+    outcomes: list[dict[str, Any]] = field(default_factory=list)
+    scopes: dict[str, None] = field(default_factory=dict)  # ordered, each once
+    keys: dict[UUID, bytes] = field(default_factory=dict)
+
+    def key_of(self, person_id: UUID) -> bytes:
+        """The data key of one of the people that the batch has read."""
+        if person_id not in self.keys:
+            wrapped = self.people[person_id].wrapped
+            if wrapped is None:
+                raise privacy.Unreadable
+            self.keys[person_id] = privacy.unwrap(self.settings.data_keys, person_id, bytes(wrapped))
+        return self.keys[person_id]
+
+    def take(self, row: Row[Any], decision: Decision) -> None:
+        """Keep one decision: let the commands after it meet it, and collect what is to be written."""
+        self.scopes[f"command:{row.id}"] = None
+        if isinstance(decision, Rejection):
+            self.outcomes.append(
+                {"id": str(row.id), "status": "rejected", "error_code": decision.code, "error_detail": decision.detail}
+            )
+            return
+        self.schedule.apply(decision)
+        self.outcomes.append(
+            {
+                "id": str(row.id),
+                "status": "succeeded",
+                "appointment_id": _text(decision.appointment_id),
+                "result": decision.result,
+            }
+        )
+        for slot in decision.slots:
+            self.slots[slot.id] = slot
+            self._touch(f"doctor:{slot.doctor_id}", "directory-free")
+        for appointment in decision.appointments:
+            self._take_appointment(appointment)
+        for step in decision.transitions:
+            self.history.append(self._history(row, step))
+        for notice in decision.notices:  # one kind at one instant is one notice, whatever number it carried before
+            self.notices[replace(notice, sequence=0)] = _notice(row, notice)
+        if (new := decision.availability) is not None:
+            self._take_availability(new)
+
+    def _take_appointment(self, appointment: Appointment) -> None:
+        self.appointments[appointment.id] = appointment
+        texts = self.texts.setdefault(appointment.id, {})
+        written = appointment.texts
+        given = {"notes": written.notes, "reason": written.reason, "join_url": written.join_url}
+        texts.update({name: value for name, value in given.items() if value is not None})
+        self._touch(f"appointment:{appointment.id}", f"person:{appointment.patient_id}", f"person:{appointment.doctor_id}")
+
+    def _take_availability(self, new: NewAvailability) -> None:
+        self._touch(f"doctor:{new.doctor_id}", f"person:{new.doctor_id}")
+        if not new.put:
+            if new.doctor_id not in self.availabilities:
+                self.availabilities[new.doctor_id] = (new, None)
+            return
+        sealed = None
+        if any(new.reasons):
+            key, reasons = self.key_of(new.doctor_id), json.dumps(new.reasons)
+            sealed = privacy.seal(key, reasons, context="availabilities.reasons", row_id=new.doctor_id)
+        self.availabilities[new.doctor_id] = (new, sealed)
+
+    def _history(self, row: Row[Any], step: Transition) -> dict[str, Any]:
+        length, last = self.histories.get(step.appointment_id, (0, b""))
+        reason = None
+        if step.reason is not None:
+            patient_id = self.schedule.appointments[step.appointment_id].patient_id
+            key = self.key_of(patient_id)
+            reason = privacy.seal(key, step.reason, context=f"history.reason.{length + 1}", row_id=step.appointment_id)
+        entry = {
+            "appointment_id": str(step.appointment_id),
+            "position": length + 1,
+            "status": step.status,
+            "at": self.schedule.now.isoformat(),
+            "by": step.by,
+            "actor_id": str(step.actor_id),
+            "command_id": str(row.id),
+            "reason": _hex(reason),
+        }
+        chained = chain(last, entry)
+        self.histories[step.appointment_id] = (length + 1, chained)
+        return {**entry, "hash": chained.hex()}
+
+    def _touch(self, *scopes: str) -> None:
+        for scope in scopes:
+            self.scopes[scope] = None
+
+
+def chain(previous: bytes, entry: Mapping[str, Any]) -> bytes:
+    """The hash of an append-only record's entry, covering the one before it: none can be altered, dropped or swapped unseen."""
+    return hashlib.sha256(previous + json.dumps(entry, sort_keys=True, separators=(",", ":")).encode()).digest()
+
+
+def _decide(row: Row[Any], work: _Work) -> Decision:
+    """What the rules say of one command. A closing person's is refused before anything of theirs is opened."""
+    role = Role(row.actor_role)
+    if role is Role.PATIENT and work.people[row.actor_id].status != "active":
+        return Rejection("account_closed")
+    secret: Mapping[str, Any] = {}
+    if row.secret is not None:
+        sealed, key = bytes(row.secret), work.key_of(row.actor_id)
+        secret = json.loads(privacy.open_sealed(key, sealed, context=inbox.SECRET, row_id=row.id))
+    envelope = Envelope(row.id, row.actor_id, role, row.doctor_id, row.received_at)
+    return decide(envelope, inbox.restored(row, secret), work.schedule)
+
+
+def _lock(connection: Connection, lane: int, limit: int, only: UUID | None) -> list[str]:
+    pending = text(
+        """
+        select id from commands where lane = :lane and status = 'pending' and (cast(:only as uuid) is null or id = :only)
+        order by seq limit :limit for no key update
+        """
+    )
+    parameters = {"lane": lane, "limit": limit, "only": only}
+    # Whoever waited for another worker's rows finds them decided, and must look again before it believes that nothing is left.
+    rows = connection.execute(pending, parameters).all() or connection.execute(pending, parameters).all()
+    ids = [str(row.id) for row in rows]
+    if ids:
+        connection.execute(
+            text(
+                """
+                select id from doctors where id = any(array(select doctor_id from commands where id = any(cast(:ids as uuid[]))))
+                order by id for no key update
+                """
+            ),
+            {"ids": ids},
+        )
+        connection.execute(
+            text(
+                """
+                select id from people where id = any(array(
+                    select actor_id from commands where id = any(cast(:ids as uuid[])) and actor_role = 'patient'
+                    union
+                    select patient_id from appointments join commands on appointments.id = commands.appointment_id
+                    where commands.id = any(cast(:ids as uuid[]))))
+                order by id for no key update
+                """
+            ),
+            {"ids": ids},
+        )
+    return ids
+
+
+_APPOINTMENT_COLUMNS = (
+    "id, slot_id, doctor_id, patient_id, starts_at, ends_at, price, currency, status, requested_at, expires_at, decided_at,"
+    " reschedules, sequence, refusal_kind, history_length, history_hash"
+)
+_SLOT_COLUMNS = "id, doctor_id, starts_at, ends_at, status, held, extra, price"
+
+
+def _read(connection: Connection, settings: Settings, ids: list[str]) -> _Work:
+    """Read what the rules need, in statements that come after the locks: so they see what the locks protect."""
+    commands = connection.execute(
+        text(
+            """
+            select id, kind, actor_id, actor_role, doctor_id, slot_id, appointment_id, payload, secret, deadline, day,
+                   received_at, request_id, clock_timestamp() as now
+            from commands where id = any(cast(:ids as uuid[])) order by seq
+            """
+        ),
+        {"ids": ids},
+    ).all()
+    named = _appointments(connection, "id = any(cast(:ids as uuid[]))", (row.appointment_id for row in commands))
+    patients = {row.actor_id for row in commands if row.actor_role == Role.PATIENT} | {row.patient_id for row in named}
+    theirs = _appointments(
+        connection,
+        "patient_id = any(cast(:ids as uuid[])) and active and ends_at > :since",
+        (row.actor_id for row in commands if row.kind in (Kind.BOOK, Kind.RESCHEDULE)),
+        since=min(row.received_at for row in commands),
+    )
+    slots = _slots(
+        connection,
+        "id = any(cast(:ids as uuid[]))",
+        {row.slot_id for row in commands} | {row.slot_id for row in named},
+    )
+    wide = {row.doctor_id for row in commands if row.kind in _WIDE} | {row.doctor_id for row in slots if not row.held}
+    agendas: list[Row[Any]] = []
+    if wide:
+        since = min(row.received_at for row in commands)
+        coming = "doctor_id = any(cast(:ids as uuid[])) and ends_at > :since"
+        slots += _slots(connection, coming, wide, since=since)
+        theirs += _appointments(connection, coming + " and active", wide, since=since)
+        agendas = _by_ids(connection, "select * from availabilities where doctor_id = any(cast(:ids as uuid[]))", wide)
+    doctors = _by_ids(
+        connection,
+        "select id, status, timezone, price, currency from doctors where id = any(cast(:ids as uuid[]))",
+        (row.doctor_id for row in commands),
+    )
+    people = _by_ids(
+        connection,
+        """
+        select id, status, email_confirmed_at is not null as email_confirmed, wrapped
+        from people left join person_keys on person_id = id where id = any(cast(:ids as uuid[]))
+        """,
+        patients | {row.actor_id for row in commands},
+    )
+    appointments = {row.id: row for row in (*theirs, *named)}
+    return _Work(
+        settings=settings,
+        commands=commands,
+        schedule=Schedule(
+            now=commands[0].now,
+            limits=settings.limits,
+            new_id=uuid7,
+            doctors={row.id: _doctor(row) for row in doctors},
+            patients={row.id: Patient(row.id, row.status != "active", row.email_confirmed) for row in people},
+            slots={row.id: _slot(row) for row in slots},
+            appointments={row.id: _appointment(row) for row in appointments.values()},
+            availabilities={row.doctor_id: inbox.restored_availability(row.rules, row.exceptions) for row in agendas},
+        ),
+        people={row.id: row for row in people},
+        histories={row.id: (row.history_length, bytes(row.history_hash)) for row in appointments.values()},
+        stored_slots=frozenset(row.id for row in slots),
+        stored_appointments=frozenset(appointments),
+    )
+
+
+def _by_ids(connection: Connection, statement: str, ids: Iterable[UUID | None], **parameters: object) -> list[Row[Any]]:
+    wanted = sorted({str(each) for each in ids if each is not None})
+    return list(connection.execute(text(statement), {"ids": wanted, **parameters})) if wanted else []
+
+
+def _appointments(connection: Connection, condition: str, ids: Iterable[UUID | None], **parameters: object) -> list[Row[Any]]:
+    return _by_ids(connection, f"select {_APPOINTMENT_COLUMNS} from appointments where {condition}", ids, **parameters)
+
+
+def _slots(connection: Connection, condition: str, ids: Iterable[UUID | None], **parameters: object) -> list[Row[Any]]:
+    return _by_ids(connection, f"select {_SLOT_COLUMNS} from slots where {condition}", ids, **parameters)
+
+
+def _doctor(row: Row[Any]) -> Doctor:
+    return Doctor(row.id, row.status == "verified", row.status == "suspended", row.timezone, row.price, row.currency)
+
+
+def _slot(row: Row[Any]) -> Slot:
+    during = Interval(row.starts_at, row.ends_at)
+    return Slot(row.id, row.doctor_id, during, SlotStatus(row.status), row.held, row.extra, row.price)
+
+
+def _appointment(row: Row[Any]) -> Appointment:
+    return Appointment(
+        id=row.id,
+        slot_id=row.slot_id,
+        doctor_id=row.doctor_id,
+        patient_id=row.patient_id,
+        during=Interval(row.starts_at, row.ends_at),
+        price=row.price,
+        currency=row.currency,
+        status=AppointmentStatus(row.status),
+        requested_at=row.requested_at,
+        expires_at=row.expires_at,
+        decided_at=row.decided_at,
+        reschedules=row.reschedules,
+        sequence=row.sequence,
+        refusal_kind=row.refusal_kind,
+    )
+
+
+def _write(connection: Connection, work: _Work) -> Decided:
+    """Write final states. What is changed leaves its constraints first, so that two appointments of one batch may swap places."""
+    appointments = [_appointment_row(work, each) for each in work.appointments.values()]
+    changed = [row for row in appointments if UUID(row["id"]) in work.stored_appointments]
+    slots = [_slot_row(each) for each in work.slots.values()]
+    changed_slots = [row for row in slots if UUID(row["id"]) in work.stored_slots]
+    if changed:
+        connection.execute(_LEAVE_APPOINTMENTS, {"ids": [row["id"] for row in changed]})
+    if changed_slots:
+        connection.execute(_LEAVE_SLOTS, {"ids": [row["id"] for row in changed_slots]})
+    _put(connection, _UPDATE_SLOTS, changed_slots)
+    _put(connection, _UPDATE_APPOINTMENTS, changed)
+    _put(connection, _INSERT_SLOTS, [row for row in slots if UUID(row["id"]) not in work.stored_slots])
+    _put(connection, _INSERT_APPOINTMENTS, [row for row in appointments if UUID(row["id"]) not in work.stored_appointments])
+    _put(connection, _INSERT_HISTORY, work.history)
+    if work.notices:
+        connection.execute(_INSERT_NOTICES, {"rows": json.dumps(list(work.notices.values()))})
+    for new, reasons in work.availabilities.values():
+        _put_availability(connection, new, reasons)
+    return _finish_commands(connection, work.outcomes, list(work.scopes), work.schedule.now)
+
+
+def _put(connection: Connection, statement: Any, rows: Sequence[Mapping[str, Any]]) -> None:
+    if rows and connection.execute(statement, {"rows": json.dumps(rows)}).rowcount != len(rows):
+        raise Clash
+
+
+def _finish_commands(
+    connection: Connection, outcomes: Sequence[Mapping[str, Any]], scopes: list[str], decided_at: datetime | None
+) -> Decided:
+    batch_id = record_batch(connection, scopes)
+    parameters = {"rows": json.dumps(outcomes), "batch_id": batch_id, "decided_at": decided_at}
+    rows = connection.execute(_DECIDE_COMMANDS, parameters).all()
+    return Decided(batch_id, tuple(scopes), tuple(rows))
+
+
+def _put_availability(connection: Connection, new: NewAvailability, reasons: bytes | None) -> None:
+    rules, exceptions = inbox.stored_availability(new.availability)
+    connection.execute(
+        _PUT_AVAILABILITY if new.put else _MOVE_HORIZON,
+        {
+            "doctor_id": new.doctor_id,
+            "rules": json.dumps(rules),
+            "exceptions": json.dumps(exceptions),
+            "reasons": reasons,
+        },
+    )
+    connection.execute(
+        text("update doctors set timezone = :timezone where id = :id and timezone <> :timezone"),
+        {"id": new.doctor_id, "timezone": new.timezone},
+    )
+
+
+def _appointment_row(work: _Work, each: Appointment) -> dict[str, Any]:
+    length, last = work.histories[each.id]
+    sealed = {
+        name: _hex(privacy.seal(work.key_of(each.patient_id), written, context=f"appointments.{name}", row_id=each.id))
+        for name, written in work.texts[each.id].items()
+    }
+    return {
+        "id": str(each.id),
+        "slot_id": str(each.slot_id),
+        "doctor_id": str(each.doctor_id),
+        "patient_id": str(each.patient_id),
+        "starts_at": each.during.starts_at.isoformat(),
+        "ends_at": each.during.ends_at.isoformat(),
+        "active": each.status.active,
+        "status": each.status,
+        "price": each.price,
+        "currency": each.currency,
+        "requested_at": each.requested_at.isoformat(),
+        "expires_at": each.expires_at.isoformat(),
+        "decided_at": each.decided_at and each.decided_at.isoformat(),
+        "reschedules": each.reschedules,
+        "sequence": each.sequence,
+        "refusal_kind": each.refusal_kind,
+        "history_length": length,
+        "history_hash": last.hex(),
+        **sealed,
+    }
+
+
+def _slot_row(each: Slot) -> dict[str, Any]:
+    return {
+        "id": str(each.id),
+        "doctor_id": str(each.doctor_id),
+        "starts_at": each.during.starts_at.isoformat(),
+        "ends_at": each.during.ends_at.isoformat(),
+        "status": each.status,
+        "held": each.held,
+        "extra": each.extra,
+        "price": each.price,
+    }
+
+
+def _notice(row: Row[Any], notice: Notice) -> dict[str, Any]:
+    return {
+        "id": str(uuid7()),
+        "person_id": str(notice.person_id),
+        "appointment_id": str(notice.appointment_id),
+        "kind": notice.kind,
+        "due_at": notice.due_at.isoformat(),
+        "sequence": notice.sequence,
+        "request_id": row.request_id,
+    }
+
+
+def _text(value: UUID | None) -> str | None:
+    return None if value is None else str(value)
+
+
+def _hex(value: bytes | None) -> str | None:
+    return None if value is None else value.hex()
+
+
+_LEAVE_APPOINTMENTS = text("update appointments set active = false where id = any(cast(:ids as uuid[]))")
+_LEAVE_SLOTS = text("update slots set status = 'dropped' where id = any(cast(:ids as uuid[])) and status in ('open', 'booked')")
+
+_UPDATE_SLOTS = text(
+    """
+    update slots
+    set during = tstzrange(r.starts_at, r.ends_at), status = r.status, held = r.held, extra = r.extra, price = r.price
+    from jsonb_to_recordset(cast(:rows as jsonb)) as r
+        (id uuid, starts_at timestamptz, ends_at timestamptz, status text, held boolean, extra boolean, price bigint)
+    where slots.id = r.id
+    """
+)
+_INSERT_SLOTS = text(
+    """
+    insert into slots (id, doctor_id, during, status, held, extra, price)
+    select id, doctor_id, tstzrange(starts_at, ends_at), status, held, extra, price
+    from jsonb_to_recordset(cast(:rows as jsonb)) as r
+        (id uuid, doctor_id uuid, starts_at timestamptz, ends_at timestamptz, status text, held boolean, extra boolean,
+         price bigint)
+    on conflict do nothing
+    """
+)
+_APPOINTMENT_ROW = """
+    (id uuid, slot_id uuid, doctor_id uuid, patient_id uuid, starts_at timestamptz, ends_at timestamptz, active boolean,
+     status text, price bigint, currency text, requested_at timestamptz, expires_at timestamptz, decided_at timestamptz,
+     reschedules smallint, sequence smallint, refusal_kind text, notes text, reason text, join_url text,
+     history_length smallint, history_hash text)
+"""
+_UPDATE_APPOINTMENTS = text(
+    f"""
+    update appointments set
+        slot_id = r.slot_id, during = tstzrange(r.starts_at, r.ends_at), active = r.active, status = r.status,
+        price = r.price, requested_at = r.requested_at, expires_at = r.expires_at, decided_at = r.decided_at,
+        reschedules = r.reschedules, sequence = r.sequence, refusal_kind = r.refusal_kind,
+        notes = coalesce(decode(r.notes, 'hex'), appointments.notes),
+        reason = coalesce(decode(r.reason, 'hex'), appointments.reason),
+        join_url = coalesce(decode(r.join_url, 'hex'), appointments.join_url),
+        history_length = r.history_length, history_hash = decode(r.history_hash, 'hex')
+    from jsonb_to_recordset(cast(:rows as jsonb)) as r {_APPOINTMENT_ROW}
+    where appointments.id = r.id
+    """
+)
+_INSERT_APPOINTMENTS = text(
+    f"""
+    insert into appointments (id, slot_id, doctor_id, patient_id, during, active, status, price, currency, requested_at,
+        expires_at, decided_at, reschedules, sequence, refusal_kind, notes, reason, join_url, history_length, history_hash)
+    select id, slot_id, doctor_id, patient_id, tstzrange(starts_at, ends_at), active, status, price, currency, requested_at,
+        expires_at, decided_at, reschedules, sequence, refusal_kind, decode(notes, 'hex'), decode(reason, 'hex'),
+        decode(join_url, 'hex'), history_length, decode(history_hash, 'hex')
+    from jsonb_to_recordset(cast(:rows as jsonb)) as r {_APPOINTMENT_ROW}
+    on conflict do nothing
+    """
+)
+_INSERT_HISTORY = text(
+    """
+    insert into history (appointment_id, position, status, at, by, actor_id, command_id, reason, hash)
+    select appointment_id, position, status, at, by, actor_id, command_id, decode(reason, 'hex'), decode(hash, 'hex')
+    from jsonb_to_recordset(cast(:rows as jsonb)) as r
+        (appointment_id uuid, position smallint, status text, at timestamptz, by text, actor_id uuid, command_id uuid,
+         reason text, hash text)
+    on conflict do nothing
+    """
+)
+_INSERT_NOTICES = text(
+    """
+    insert into notices (id, person_id, appointment_id, kind, due_at, sequence, request_id, next_try_at)
+    select id, person_id, appointment_id, kind, due_at, sequence, request_id, due_at
+    from jsonb_to_recordset(cast(:rows as jsonb)) as r
+        (id uuid, person_id uuid, appointment_id uuid, kind text, due_at timestamptz, sequence smallint, request_id text)
+    on conflict (appointment_id, person_id, kind, due_at) where appointment_id is not null
+    do update set sequence = excluded.sequence, next_try_at = excluded.next_try_at, dropped_at = null, drop_reason = null
+    where notices.sent_at is null
+    """
+)
+_DECIDE_COMMANDS = text(
+    f"""
+    update commands set
+        status = r.status, appointment_id = coalesce(r.appointment_id, commands.appointment_id), result = r.result,
+        error_code = r.error_code, error_detail = r.error_detail, batch_id = :batch_id, secret = null,
+        decided_at = coalesce(:decided_at, clock_timestamp())
+    from jsonb_to_recordset(cast(:rows as jsonb)) as r
+        (id uuid, status text, appointment_id uuid, result jsonb, error_code text, error_detail text)
+    where commands.id = r.id
+    returning {", ".join(f"commands.{column}" for column in inbox.COLUMNS.split(", "))}
+    """
+)
+_PUT_AVAILABILITY = text(
+    """
+    insert into availabilities (doctor_id, rules, exceptions, reasons, extended_on)
+    values (:doctor_id, cast(:rules as jsonb), cast(:exceptions as jsonb), :reasons, current_date)
+    on conflict (doctor_id) do update set
+        rules = excluded.rules, exceptions = excluded.exceptions, reasons = excluded.reasons, extended_on = excluded.extended_on
+    """
+)
+_MOVE_HORIZON = text("update availabilities set extended_on = current_date where doctor_id = :doctor_id")

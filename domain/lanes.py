@@ -1,0 +1,221 @@
+"""Draining a lane: one worker at a time, batch by batch, telling the world's trouble from a command that can't be decided."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from dataclasses import dataclass, field
+from typing import Final
+from uuid import UUID, uuid4
+
+import structlog
+from redis import Redis
+from redis.exceptions import RedisError
+from redis.lock import Lock
+from sqlalchemy import Engine, text
+
+from domain.batches import Decided, decide_batch, reject
+from domain.booking import Rejection
+from domain.cache import Cache
+from domain.database import is_the_worlds_fault, sqlstate
+from domain.settings import Settings
+
+LOCK_SECONDS: Final = 5  # short, so that a dead worker holds up its lane for seconds only
+TURN_SECONDS: Final = 2.0  # after which other lanes get their turn
+ATTEMPTS: Final = 3  # failures after which a command is rejected
+TRIES: Final = 5  # how often a lane may begin with the same command before that one is suspected of killing its worker
+
+log = structlog.get_logger()
+
+
+def lane_of(person_id: UUID, lanes: int) -> int:
+    """The lane of a schedule, the same in every process; it is stored at registration, so that a changed setting moves nobody."""
+    return int.from_bytes(hashlib.sha256(person_id.bytes).digest()[:8]) % lanes
+
+
+def flag_name(lane: int) -> str:
+    """The broker's key that says a wake-up for this lane is on its way."""
+    return f"wake:{lane}"
+
+
+@dataclass(slots=True)
+class Drainer:
+    """Drains lanes in one worker process. `interruptions` are what the caller's limit of time raises: the world's fault too."""
+
+    settings: Settings
+    engine: Engine
+    cache: Cache
+    broker: Redis
+    interruptions: tuple[type[BaseException], ...] = field(default=())
+
+    def drain(self, lane: int) -> bool:
+        """Decide what waits in a lane, for two seconds at most; whether more waits, so that the caller must wake the lane.
+
+        If another worker holds the lane, it ends at once and leaves the flag: the holder looks once more after it lets go.
+        What the world did (a lost database, a limit of time) ends the drain, and the relay tries again.
+        """
+        until = time.monotonic() + TURN_SECONDS
+        lock = Lock(self.broker, f"lane:{lane}", timeout=LOCK_SECONDS, blocking=False, raise_on_release_error=False)
+        try:
+            while self._taken(lock):
+                try:
+                    self._decide_all(lane, lock, until)
+                finally:
+                    self._let_go(lock)
+                self._clear_flag(lane)
+                if not self._waits(lane):
+                    return False
+                if time.monotonic() >= until:
+                    return True
+        except Exception as error:
+            if not self._is_the_worlds(error):
+                raise
+            log.warning("lane_stopped", lane=lane, error=type(error).__name__, sqlstate=sqlstate(error))
+        return False
+
+    def _decide_all(self, lane: int, lock: Lock, until: float) -> None:
+        if self._is_suspect(lane):
+            self._decide_singly(lane, lock, until, suspect=True)
+            return
+        while True:
+            self._clear_flag(lane)
+            try:
+                with self.engine.begin() as connection:
+                    decided = decide_batch(connection, self.settings, lane)
+            except Exception as error:
+                if self._is_the_worlds(error):
+                    raise
+                log.warning("batch_failed", lane=lane, error=type(error).__name__, sqlstate=sqlstate(error))
+                self._decide_singly(lane, lock, until)
+                return
+            if decided is None:
+                return
+            self._finish(decided)
+            if time.monotonic() >= until:
+                return
+            self._keep(lock)
+
+    def _decide_singly(self, lane: int, lock: Lock, until: float, *, suspect: bool = False) -> None:
+        """Decide one command at a time, so that a faulty one fails alone: its third failure rejects it, before any later one."""
+        for command_id in self._first(lane):
+            self._keep(lock)
+            while (attempts := self._attempt(command_id)) is not None:
+                if attempts > ATTEMPTS or self._decide_one(lane, command_id, attempts, suspect):
+                    break
+            if attempts is not None and attempts > ATTEMPTS:
+                self._reject(command_id, "its worker did not survive it")
+            if time.monotonic() >= until:
+                return
+
+    def _decide_one(self, lane: int, command_id: UUID, attempts: int, suspect: bool) -> bool:
+        try:
+            with self.engine.begin() as connection:
+                decided = decide_batch(connection, self.settings, lane, only=command_id)
+        except Exception as error:
+            if self._is_the_worlds(error):
+                timed_out = sqlstate(error) == "57014" or isinstance(error, self.interruptions)
+                if not (suspect and timed_out):
+                    self._take_back(command_id)
+                raise
+            if attempts < ATTEMPTS:
+                return False
+            self._reject(command_id, type(error).__name__)
+            return True
+        if decided is not None:
+            self._finish(decided)
+        return True
+
+    def _reject(self, command_id: UUID, error: str) -> None:
+        reference = uuid4().hex[:12]
+        log.error("command_rejected", command_id=str(command_id), reference=reference, error=error)
+        no = Rejection("internal_error")
+        with self.engine.begin() as connection:
+            decided = reject(connection, command_id, no.code, f"{no.detail} (ref. {reference})")
+        if decided is not None:
+            self._finish(decided)
+
+    def _finish(self, decided: Decided) -> None:
+        self.cache.finish(decided.batch_id, decided.scopes, decided.commands)
+
+    def _is_the_worlds(self, error: BaseException) -> bool:
+        return is_the_worlds_fault(error) or isinstance(error, self.interruptions)
+
+    def _waits(self, lane: int) -> bool:
+        with self.engine.connect() as connection:
+            return bool(
+                connection.execute(
+                    text("select exists (select from commands where lane = :lane and status = 'pending')"), {"lane": lane}
+                ).scalar_one()
+            )
+
+    def _first(self, lane: int) -> list[UUID]:
+        with self.engine.connect() as connection:
+            return list(
+                connection.execute(
+                    text("select id from commands where lane = :lane and status = 'pending' order by seq limit :limit"),
+                    {"lane": lane, "limit": self.settings.lane_batch},
+                ).scalars()
+            )
+
+    def _is_suspect(self, lane: int) -> bool:
+        """Whether the lane has begun with the same old command too often, while other lanes moved on."""
+        with self.engine.begin() as connection:
+            tries = connection.execute(
+                text(
+                    """
+                    update commands first set tries = tries + 1
+                    where id = (select id from commands where lane = :lane and status = 'pending' order by seq limit 1)
+                    and received_at < clock_timestamp() - interval '3 seconds'
+                    returning case when exists (
+                        select from commands other where other.decided_at > first.received_at and other.lane <> first.lane
+                    ) then tries else 0 end
+                    """
+                ),
+                {"lane": lane},
+            ).scalar()
+        return (tries or 0) > TRIES
+
+    def _attempt(self, command_id: UUID) -> int | None:
+        """Count an attempt before it is made, so that one which ends in death is counted; None if there is nothing to decide."""
+        return self._count(command_id, "attempts + 1")
+
+    def _take_back(self, command_id: UUID) -> None:
+        try:
+            self._count(command_id, "greatest(attempts - 1, 0)")
+        except Exception as error:
+            if not self._is_the_worlds(error):
+                raise
+            log.warning("attempt_not_taken_back", command_id=str(command_id), error=type(error).__name__)
+
+    def _count(self, command_id: UUID, attempts: str) -> int | None:
+        with self.engine.begin() as connection:
+            return connection.execute(
+                text(f"update commands set attempts = {attempts} where id = :id and status = 'pending' returning attempts"),
+                {"id": command_id},
+            ).scalar()
+
+    # The lock is for speed only, Postgres is for truth: whatever Redis does or doesn't answer, the lane goes on.
+
+    def _taken(self, lock: Lock) -> bool:
+        try:
+            return bool(lock.acquire())
+        except RedisError:
+            return True
+
+    def _keep(self, lock: Lock) -> None:
+        try:
+            lock.reacquire()
+        except RedisError:
+            pass
+
+    def _let_go(self, lock: Lock) -> None:
+        try:
+            lock.release()
+        except RedisError:
+            pass
+
+    def _clear_flag(self, lane: int) -> None:
+        try:
+            self.broker.delete(flag_name(lane))
+        except RedisError:
+            pass
