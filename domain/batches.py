@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
 
@@ -37,8 +37,12 @@ class Decided:
     commands: tuple[Row[Any], ...]
 
 
-def decide_batch(connection: Connection, settings: Settings, lane: int, *, only: UUID | None = None) -> Decided | None:
+def decide_batch(
+    connection: Connection, settings: Settings, lane: int, *, only: UUID | None = None, now: datetime | None = None
+) -> Decided | None:
     """Decide the oldest commands that wait in a lane, `LANE_BATCH` at most or `only` one of them; None if nothing waits.
+
+    They are decided as at `now`, which is the present by the database's clock unless a demonstration's past is made.
 
     The caller commits. Locks are taken in one order everywhere: commands by seq, then doctors by id, then people by id.
     Raises Clash, and whatever the database or a faulty command raises: then nothing is changed.
@@ -46,7 +50,7 @@ def decide_batch(connection: Connection, settings: Settings, lane: int, *, only:
     ids = _lock(connection, lane, settings.lane_batch, only)
     if not ids:
         return None
-    work = _read(connection, settings, ids)
+    work = _read(connection, settings, ids, now)
     for row in work.commands:
         work.take(row, _decide(row, work))
     return _write(connection, work)
@@ -231,7 +235,7 @@ _APPOINTMENT_COLUMNS = (
 _SLOT_COLUMNS = "id, doctor_id, starts_at, ends_at, status, held, extra, price"
 
 
-def _read(connection: Connection, settings: Settings, ids: list[str]) -> _Work:
+def _read(connection: Connection, settings: Settings, ids: list[str], now: datetime | None) -> _Work:
     """Read what the rules need, in statements that come after the locks: so they see what the locks protect."""
     commands = connection.execute(
         text(
@@ -282,7 +286,7 @@ def _read(connection: Connection, settings: Settings, ids: list[str]) -> _Work:
         settings=settings,
         commands=commands,
         schedule=Schedule(
-            now=commands[0].now,
+            now=now or commands[0].now,
             limits=settings.limits,
             new_id=uuid7,
             doctors={row.id: _doctor(row) for row in doctors},
@@ -357,7 +361,7 @@ def _write(connection: Connection, work: _Work) -> Decided:
     if work.notices:
         connection.execute(_INSERT_NOTICES, {"rows": json.dumps(list(work.notices.values()))})
     for new, reasons in work.availabilities.values():
-        _put_availability(connection, new, reasons)
+        _put_availability(connection, new, reasons, work.schedule.now)
     return _finish_commands(connection, work.outcomes, list(work.scopes), work.schedule.now)
 
 
@@ -375,7 +379,7 @@ def _finish_commands(
     return Decided(batch_id, tuple(scopes), tuple(rows))
 
 
-def _put_availability(connection: Connection, new: NewAvailability, reasons: bytes | None) -> None:
+def _put_availability(connection: Connection, new: NewAvailability, reasons: bytes | None, now: datetime) -> None:
     rules, exceptions = inbox.stored_availability(new.availability)
     connection.execute(
         _PUT_AVAILABILITY if new.put else _MOVE_HORIZON,
@@ -384,6 +388,7 @@ def _put_availability(connection: Connection, new: NewAvailability, reasons: byt
             "rules": json.dumps(rules),
             "exceptions": json.dumps(exceptions),
             "reasons": reasons,
+            "day": now.astimezone(UTC).date(),
         },
     )
     connection.execute(
@@ -543,9 +548,9 @@ _DECIDE_COMMANDS = text(
 _PUT_AVAILABILITY = text(
     """
     insert into availabilities (doctor_id, rules, exceptions, reasons, extended_on)
-    values (:doctor_id, cast(:rules as jsonb), cast(:exceptions as jsonb), :reasons, current_date)
+    values (:doctor_id, cast(:rules as jsonb), cast(:exceptions as jsonb), :reasons, :day)
     on conflict (doctor_id) do update set
         rules = excluded.rules, exceptions = excluded.exceptions, reasons = excluded.reasons, extended_on = excluded.extended_on
     """
 )
-_MOVE_HORIZON = text("update availabilities set extended_on = current_date where doctor_id = :doctor_id")
+_MOVE_HORIZON = text("update availabilities set extended_on = :day where doctor_id = :doctor_id")
