@@ -1,0 +1,72 @@
+"""Waiting for a decision: one subscription a process, which wakes whoever waits for the commands that it names."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from uuid import UUID
+
+from redis import Redis, RedisError
+
+from domain.cache import DECIDED, Answer
+
+
+class Waiters:
+    """Those of one process who wait for decisions. A message may be lost, so each looks again every second."""
+
+    def __init__(self, broker: Redis) -> None:
+        self._broker = broker
+        self._lock = threading.Lock()
+        self._waiting: dict[str, set[threading.Event]] = {}
+        self._listening = False
+
+    def wait(self, command_id: UUID, seconds: float, read: Callable[[], Answer]) -> Answer:
+        """What `read` answers as soon as the command is decided, or after so many seconds as it stands.
+
+        Only a pending command's answer carries `fresh_until`; a decided one stays as it is.
+        """
+        woken = threading.Event()
+        name = str(command_id)
+        deadline = time.monotonic() + seconds
+        self._register(name, woken)  # before the first look, or a decision in between would be missed
+        try:
+            while (answer := read()).fresh_until is not None and (left := deadline - time.monotonic()) > 0:
+                woken.wait(min(left, 1.0))
+                woken.clear()
+            return answer
+        finally:
+            self._forget(name, woken)
+
+    def _register(self, name: str, woken: threading.Event) -> None:
+        with self._lock:
+            self._waiting.setdefault(name, set()).add(woken)
+            if not self._listening:
+                self._listening = True
+                threading.Thread(target=self._listen, name="waiters", daemon=True).start()
+
+    def _forget(self, name: str, woken: threading.Event) -> None:
+        with self._lock:
+            others = self._waiting[name]
+            others.discard(woken)
+            if not others:
+                del self._waiting[name]
+
+    def _listen(self) -> None:
+        while True:
+            try:
+                with self._broker.pubsub(ignore_subscribe_messages=True) as subscription:  # type: ignore[no-untyped-call]
+                    subscription.subscribe(DECIDED)
+                    while True:
+                        message = subscription.get_message(timeout=5.0)
+                        if message is not None:
+                            self._wake(message["data"])
+            except (RedisError, OSError):
+                time.sleep(1.0)
+
+    def _wake(self, data: bytes | str) -> None:
+        names = (data.decode() if isinstance(data, bytes) else data).split()
+        with self._lock:
+            woken = [event for name in names for event in self._waiting.get(name, ())]
+        for event in woken:
+            event.set()
