@@ -141,7 +141,7 @@ def test_any_characters_make_a_good_password(password: str) -> None:
 
 @pytest.mark.parametrize(
     "password",
-    ["senha12345", "1234567890", "qwertyuiop", "corinthians", "flamengo2012", "Password123", "SENHA123456"],
+    ["senha12345", "1234567890", "qwertyuiop", "corinthians", "flamengo2012", "Password123", "SenhaSegura123"],
 )
 def test_a_commonly_used_password_is_refused(password: str) -> None:
     assert check_new_password(password, ()) == [passwords._COMMON]
