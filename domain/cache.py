@@ -264,11 +264,12 @@ class Cache:
             connection.execute(_FINISHED, {"ids": [batch_id]})
         self._tell(scopes)
 
-    def finish_if_needed(self, connection: Connection, batch_id: UUID | None) -> None:
+    def finish_if_needed(self, batch_id: UUID | None) -> None:
         """Finish the batch of a decided command, if nobody has: for whoever is about to report one."""
         if batch_id is None:
             return
-        row = connection.execute(_UNFINISHED, {"id": batch_id}).one_or_none()
+        with self._reads.connect() as connection:
+            row = connection.execute(_UNFINISHED, {"id": batch_id}).one_or_none()
         if row is not None:
             self.finish_once(batch_id, row.scopes)
 
