@@ -35,6 +35,12 @@ class Process:
     def running(self) -> bool:
         return self.process is not None and self.process.poll() is None
 
+    @property
+    def exit_status(self) -> str:
+        """How it ended, for a person."""
+        code = self.process.poll() if self.process else None
+        return signal.Signals(-code).name if code is not None and code < 0 else f"exit code {code}"
+
     def launch(self) -> None:
         """Start it anew, without waiting until it is ready; what a former launch left behind is killed first."""
         raise NotImplementedError

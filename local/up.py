@@ -28,8 +28,6 @@ from domain.settings import SettingsError, load
 from local.process import Process
 from local.servers import Broker, Cache, Postgres, Server, ServerError, free_port, write_secret
 
-PROGRAMS = Path(sys.executable).parent
-
 LOOK_SECONDS = 0.1
 READY_SECONDS = 60.0
 PORT_SECONDS = 2.0
@@ -105,7 +103,7 @@ class Stack:
             for process, launched in self._launched.items():
                 if process.running or time.monotonic() - launched < LAUNCH_SECONDS:
                     continue
-                _say(f"{process.name} ended ({process.last_words()}) and is started again.")
+                _say(f"{process.name} ended ({process.exit_status}) and is started again.")
                 self._launched[process] = time.monotonic()
                 try:
                     process.launch()
@@ -183,14 +181,14 @@ class Stack:
         return dict(json.loads(file.read_text()))
 
     def _describe_services(self) -> dict[str, Service]:
-        celery: list[str | Path] = [PROGRAMS / "celery", "-A", "workers.app"]
+        celery: list[str | Path] = [sys.executable, "-m", "celery", "-A", "workers.app"]
         worker = [*celery, "worker", "-P", "prefork", "--without-mingle", "--without-gossip"]
         booking = ["-Q", "booking", "-n", "booking@%h", "-c", str(self._settings.booking_workers)]
         commands: dict[str, list[str | Path]] = {
             "mail": [sys.executable, "-m", "local.mail", str(self._mail_port), self._mail],
             "schema": [sys.executable, "-m", "domain.migrations"],
             "seed": [sys.executable, "-m", "local.seed"],
-            "api": [PROGRAMS / "gunicorn", "-c", "api/gunicorn.conf.py", "api.wsgi:app"],
+            "api": [sys.executable, "-m", "gunicorn", "-c", "api/gunicorn.conf.py", "api.wsgi:app"],
             "flower": [*celery, "flower", "--address=127.0.0.1", f"--port={self._flower_port}"],
             "relay": [sys.executable, "-m", "workers.relay"],
             "booking": [*worker, *booking],
@@ -241,11 +239,19 @@ class Stack:
 
     def _wait_until_ready(self) -> None:
         deadline = time.monotonic() + READY_SECONDS
-        while not _is_ready(self._settings.port):
+        while not (_is_ready(self._settings.port) and self._workers_listen()):
             self._look()
             if time.monotonic() > deadline:
-                raise Problem(f"The API is not ready after {READY_SECONDS:.0f} seconds; see {self._log}/api.log.")
+                raise Problem(f"The stack is not ready after {READY_SECONDS:.0f} seconds; see {self._log}/*.log.")
             time.sleep(LOOK_SECONDS)
+
+    def _workers_listen(self) -> bool:
+        """Whether both workers wait at the broker: else the first bookings would wait for them."""
+        with redis.Redis.from_url(self._settings.broker_url, socket_timeout=2) as client:
+            try:
+                return sum(listener["cmd"] == "brpop" for listener in client.client_list()) >= 2
+            except redis.RedisError:  # a given broker may not tell
+                return True
 
     def _addresses(self) -> dict[str, Any]:
         """Where the services are, as `demo.json` tells it: with their passwords, in a file that only its owner reads."""
