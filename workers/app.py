@@ -16,6 +16,7 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from domain import logs, settings
+from domain.lanes import flag_name
 
 BOOKING: Final = "booking"
 NOTIFICATIONS: Final = "notifications"
@@ -102,7 +103,7 @@ class Sender:
 
     def waiting(self, queue: str) -> int:
         """How many tasks wait in a queue. Raises redis.RedisError."""
-        return int(self._broker.llen(queue))  # type: ignore[arg-type]
+        return int(self._broker.llen(queue))
 
     def _run(self) -> None:
         while True:
@@ -119,7 +120,7 @@ class Sender:
     def _wake_unflagged(self, lanes: set[int]) -> None:
         with self._broker.pipeline(transaction=False) as pipeline:
             for lane in lanes:
-                pipeline.set(f"wake:{lane}", 1, nx=True, ex=FLAG_SECONDS)
+                pipeline.set(flag_name(lane), 1, nx=True, ex=FLAG_SECONDS)
             flagged = pipeline.execute()
         for lane, fresh in zip(lanes, flagged, strict=True):
             if fresh:

@@ -1,0 +1,60 @@
+"""The tasks: thin, and nothing is lost or done twice if one is lost or done twice, since what they do stands in Postgres."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from celery import signals
+from celery.exceptions import SoftTimeLimitExceeded
+from redis import Redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+from sqlalchemy import Engine
+
+from domain import database, settings
+from domain.cache import Cache
+from domain.lanes import Drainer
+from domain.settings import Settings
+from workers import mail
+from workers.app import Sender, app
+
+
+@dataclass(frozen=True, slots=True)
+class _Process:
+    """What one worker process works with, all of it made after the fork."""
+
+    settings: Settings
+    engine: Engine
+    drainer: Drainer
+    sender: Sender
+
+
+_process: _Process
+
+
+@signals.worker_process_init.connect
+def begin(**_: Any) -> None:
+    """Give a new worker process connections of its own."""
+    global _process
+    database.bound_waits()
+    chosen = settings.current()
+    engine = database.connect(chosen.database_url, pool_size=2)
+    # Never tried again: a lock whose answer was lost would look taken until it runs out.
+    broker = Redis.from_url(chosen.broker_url, socket_timeout=1, socket_connect_timeout=1, retry=Retry(NoBackoff(), 0))
+    drainer = Drainer(chosen, engine, Cache(chosen, engine), broker, interruptions=(SoftTimeLimitExceeded,))
+    _process = _Process(chosen, engine, drainer, Sender(chosen.broker_url))
+
+
+@app.task(name="drain")
+def drain(lane: int) -> None:
+    """Decide what waits in a lane; if its turn was too short for that, have it drained again."""
+    if _process.drainer.drain(lane):
+        _process.sender.drain(lane)
+
+
+# A mail server may be slow; the limits still end before the broker hands the task to somebody else.
+@app.task(name="send_notices", soft_time_limit=40, time_limit=50)
+def send_notices() -> None:
+    """Send the notices that are due."""
+    mail.send_due(_process.engine, _process.settings)
