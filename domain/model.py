@@ -160,7 +160,7 @@ class SlotRecord(Base):
         ),
         Index("ix_slots_doctor_id_starts_at", "doctor_id", "starts_at"),
         Index("ix_slots_open", "doctor_id", "starts_at", postgresql_where=text("status = 'open'")),
-        Index("ix_slots_open_starts_at", "starts_at", postgresql_where=text("status = 'open'")),
+        Index("ix_slots_open_starts_at", "starts_at", "doctor_id", postgresql_where=text("status = 'open'")),
     )
 
     id: Mapped[UUID] = mapped_column(primary_key=True)

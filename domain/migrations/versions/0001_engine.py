@@ -262,7 +262,9 @@ def upgrade() -> None:
     op.create_index(
         "ix_slots_open", "slots", ["doctor_id", "starts_at"], unique=False, postgresql_where=sa.text("status = 'open'")
     )
-    op.create_index("ix_slots_open_starts_at", "slots", ["starts_at"], unique=False, postgresql_where=sa.text("status = 'open'"))
+    op.create_index(
+        "ix_slots_open_starts_at", "slots", ["starts_at", "doctor_id"], unique=False, postgresql_where=sa.text("status = 'open'")
+    )
     op.create_table(
         "appointments",
         sa.Column("id", sa.Uuid(), nullable=False),
