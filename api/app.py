@@ -14,11 +14,14 @@ from werkzeug.exceptions import BadRequest, RequestEntityTooLarge
 from werkzeug.middleware.proxy_fix import ProxyFix
 
 from api import accounts, auth, errors, schemas, sessions
-from api.services import Services, request_id
+from api.attempts import Attempts
+from api.services import Services, request_id, services
 from domain import logs
-from domain.cache import Cache, Waiters
+from domain.cache import Cache
 from domain.database import connect
 from domain.settings import Settings
+from domain.waiters import Waiters
+from workers.app import send_wake_ups_to
 
 MAX_BODY = 64 * 1024
 POOL_SIZE = 16  # database connections of one process
@@ -49,9 +52,10 @@ def create_app(settings: Settings) -> Flask:
     _frame(app, settings)
     auth.register(app, settings.jwt_keys)
     errors.register(app)
+    send_wake_ups_to(settings.broker_url)
     api = _Api(app)
     for module in (sessions, accounts):
-        api.register_blueprint(module.blp)
+        api.register_blueprint(module.blp, url_prefix="/api/v1")
     auth.check_policies(app)
     return app
 
@@ -77,7 +81,7 @@ def _services(settings: Settings) -> Services:
     broker = Redis.from_url(settings.broker_url, socket_timeout=0.3, socket_connect_timeout=0.3, retry=Retry(NoBackoff(), 0))
     cache = Cache(settings, engine)
     cache.start()
-    return Services(settings, engine, reads, broker, cache, Waiters(broker))
+    return Services(settings, engine, reads, broker, cache, Waiters(broker), Attempts(settings))
 
 
 def _frame(app: Flask, settings: Settings) -> None:
@@ -86,6 +90,7 @@ def _frame(app: Flask, settings: Settings) -> None:
     @app.before_request
     def begin() -> None:
         g.began = perf_counter()
+        services().cache.new_budget()
         structlog.contextvars.clear_contextvars()
         structlog.contextvars.bind_contextvars(request_id=request_id())
         try:

@@ -14,7 +14,7 @@ from flask_jwt_extended.exceptions import JWTExtendedException
 
 from api.services import mark_degraded, request_id, services
 from domain import sessions, tokens
-from domain.errors import NotAllowed, NotAuthenticated
+from domain.errors import NotAllowed, NotAuthenticated, NotFound
 from domain.inbox import Sender
 from domain.privacy import KeyRing
 from domain.schedule import Role
@@ -24,6 +24,8 @@ Patient: Final = frozenset({Role.PATIENT})
 Doctor: Final = frozenset({Role.DOCTOR})
 Staff: Final = frozenset({Role.STAFF})
 AnyToken: Final = Patient | Doctor | Staff
+
+_POLICY = "healthmed_policy"
 
 View = TypeVar("View", bound=Callable[..., Any])
 
@@ -51,7 +53,7 @@ def policy(roles: frozenset[Role], *, refresh: bool = False) -> Callable[[View],
     """
 
     def mark(view: View) -> View:
-        view.healthmed_policy = _Policy(roles, refresh)  # type: ignore[attr-defined]
+        setattr(view, _POLICY, _Policy(roles, refresh))
         if roles:
             documented = getattr(view, "_apidoc", {})
             manual = {**documented.get("manual_doc", {}), "security": [{"refresh" if refresh else "access": []}]}
@@ -82,7 +84,7 @@ def register(app: Flask, ring: KeyRing) -> None:
 
 def check_policies(app: Flask) -> None:
     """Refuse to start with a view that does not say who may call it. Raises RuntimeError."""
-    open_ended = sorted(name for name, view in app.view_functions.items() if not hasattr(view, "healthmed_policy"))
+    open_ended = sorted(name for name, view in app.view_functions.items() if not hasattr(view, _POLICY))
     if open_ended:
         raise RuntimeError(f"these views state no policy: {', '.join(open_ended)}")
 
@@ -90,19 +92,26 @@ def check_policies(app: Flask) -> None:
 def _admit() -> None:
     if request.endpoint is None or request.method == "OPTIONS":
         return
-    stated: _Policy = current_app.view_functions[request.endpoint].healthmed_policy  # type: ignore[attr-defined]
+    stated: _Policy = getattr(current_app.view_functions[request.endpoint], _POLICY)
     if not stated.roles:
         return
     caller = _caller(refresh=stated.refresh)
     if not stated.refresh:
-        alive = sessions.alive(services().cache, caller.session_id)
-        if alive.degraded:
-            mark_degraded()
-        if not alive:
-            raise NotAuthenticated
+        _must_be_alive(caller.session_id)
     if caller.role not in stated.roles:
         raise NotAllowed
     g.caller = caller
+
+
+def _must_be_alive(session_id: UUID) -> None:
+    try:
+        alive = services().cache.read(
+            sessions.scope(session_id), "alive", lambda connection: sessions.alive(connection, session_id)
+        )
+    except NotFound:
+        raise NotAuthenticated from None
+    if alive.degraded:
+        mark_degraded()
 
 
 def _caller(*, refresh: bool) -> Caller:

@@ -58,14 +58,16 @@ def problem(
     *,
     fields: Mapping[str, list[str]] | None = None,
     retry_after: int | None = None,
+    **more: object,
 ) -> Response:
-    """A problem document. 401 names the scheme to log in with; 503 always says when to try again."""
+    """A problem document, with `more` members. 401 names the scheme to log in with; 503 always says when to try again."""
     body: dict[str, object] = {
         "type": f"urn:healthmed:problem:{code}",
         "title": _TITLES.get(status) or HTTPStatus(status).phrase,
         "status": status,
         "detail": detail,
         "code": code,
+        **more,
     }
     if fields:
         body["errors"] = fields

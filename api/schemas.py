@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import unicodedata
 from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, date, datetime, time
 from functools import cache
@@ -18,7 +19,6 @@ from werkzeug.exceptions import BadRequest, UnsupportedMediaType
 
 from domain.errors import Invalid
 from domain.identifiers import Crm, Malformed, normalise_email, parse_cpf, parse_crm
-from domain.specialties import SPECIALTIES
 
 CURRENCY = "BRL"
 MAX_PRICE = 10_000_000  # minor units
@@ -83,6 +83,19 @@ class Text(_Field, fields.String):
         if _UNFIT.search(trimmed) or (not self._lines and _LINE_BREAKS.search(trimmed)):
             raise ValidationError("O texto tem caracteres inválidos. / The text has invalid characters.")
         return trimmed
+
+
+class Name(Text):
+    """A person's name: one line with a letter in it, single spaces, composed accents."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(least=2, most=200, **options)
+
+    def _deserialize(self, value: Any, attr: Any, data: Any, **options: Any) -> str:
+        name = unicodedata.normalize("NFC", " ".join(str(super()._deserialize(value, attr, data, **options)).split()))
+        if not name.isprintable() or not any(character.isalpha() for character in name):
+            raise ValidationError("O texto tem caracteres inválidos. / The text has invalid characters.")
+        return name
 
 
 class Choice(_Field, fields.String):
@@ -150,6 +163,19 @@ class Many(_Field, fields.List):
     def __init__(self, inner: Any, *, least: int = 0, most: int, **options: Any) -> None:
         error = f"Deve ter de {least} a {most} itens. / Must have {least} to {most} items."
         super().__init__(inner, validate=validate.Length(least, most, error=error), **options)
+
+
+class Several(_Field, fields.List):
+    """Some of a few words, in a query: the name repeated, the words separated by commas, or both; read into a tuple."""
+
+    def __init__(self, choices: Iterable[str], **options: Any) -> None:
+        super().__init__(Text(most=1000), **options)
+        self._word = Choice(choices)
+
+    def _deserialize(self, value: Any, attr: Any, data: Any, **options: Any) -> tuple[str, ...]:  # type: ignore[override]
+        texts = super()._deserialize(value, attr, data, **options)
+        words = (word.strip() for text in texts for word in text.split(","))
+        return tuple(dict.fromkeys(self._word.deserialize(word) for word in words if word))
 
 
 class Instant(_Field, fields.AwareDateTime):
@@ -308,21 +334,25 @@ class MoneyBody(Body):
         return int(data["amount"])
 
 
-class Money(Schema):
+class Answer(Schema):
+    """What is answered. Its fields are described for the OpenAPI document; what isn't there is left out."""
+
+
+class UtcInstant(fields.AwareDateTime):
+    """An RFC 3339 time, answered in UTC."""
+
+    def _serialize(self, value: Any, attr: Any, obj: Any, **options: Any) -> str | None:
+        return None if value is None else value.astimezone(UTC).isoformat().replace("+00:00", "Z")
+
+
+class Money(Answer):
     """An amount in minor units and its currency, as answered."""
 
     amount = fields.Integer(required=True)
     currency = fields.String(required=True, validate=validate.OneOf([CURRENCY]))
 
 
-class SpecialtyBody(Body):
-    """A specialty registered with the council, and the number of that registration."""
-
-    code = Choice([code for code, known in SPECIALTIES.items() if known.registered], required=True)
-    rqe = Text(most=20, required=True)
-
-
-class Specialty(Schema):
+class Specialty(Answer):
     """A doctor's specialty, as answered."""
 
     code = fields.String(required=True)
@@ -330,7 +360,7 @@ class Specialty(Schema):
     rqe = fields.String(required=True)
 
 
-class Problem(Schema):
+class Problem(Answer):
     """What went wrong (RFC 9457). Answered as `application/problem+json`; this class only describes it."""
 
     type = fields.String(required=True)

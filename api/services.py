@@ -10,8 +10,10 @@ from redis import Redis
 from sqlalchemy import Engine
 from uuid_utils.compat import uuid7
 
-from domain.cache import Cache, Waiters
+from api.attempts import Attempts
+from domain.cache import Cache
 from domain.settings import Settings
+from domain.waiters import Waiters
 
 _SANE_ID = re.compile(r"[A-Za-z0-9._-]{1,64}", re.ASCII)
 
@@ -26,6 +28,7 @@ class Services:
     broker: Redis
     cache: Cache
     waiters: Waiters
+    attempts: Attempts
 
 
 def services() -> Services:

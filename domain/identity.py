@@ -1,4 +1,4 @@
-"""Who people are: registering them, finding them by what they log in with, their own accounts, and whether a doctor is verified."""
+"""Who people are: registering them, what they log in with, their own accounts, and whether a doctor is verified."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from domain.cache import Change
 from domain.errors import Conflict, Invalid, NotFound
 from domain.identifiers import Crm, Malformed, mask_cpf, name_key, normalise_email, parse_cpf
 from domain.lanes import lane_of
+from domain.projections import scopes_showing
 from domain.schedule import Role
 from domain.settings import Settings
 from domain.specialties import SPECIALTIES
@@ -194,9 +195,7 @@ def account_of_doctor(connection: Connection, crm: Crm) -> Account | None:
 def account_of(connection: Connection, settings: Settings, role: Role, login: str) -> Account | None:
     """The account that an e-mail address, or a patient's CPF, logs in to; None for any other text, too."""
     found = _login_hash(settings, role, login)
-    return found and _account(
-        connection, f"where people.role = :role and {found[0]} = :hash", role=role, hash=found[1]
-    )
+    return found and _account(connection, f"where people.role = :role and {found[0]} = :hash", role=role, hash=found[1])
 
 
 def account_of_person(connection: Connection, person_id: UUID) -> Account | None:
@@ -257,8 +256,7 @@ def own_account(connection: Connection, settings: Settings, person_id: UUID) -> 
             "cpf_masked": private["cpf"] and mask_cpf(private["cpf"]),
             "birth_date": date.fromisoformat(private["birth_date"]),
             "phone": private.get("phone"),
-            "representative": representative
-            and {"name": representative["name"], "cpf_masked": mask_cpf(representative["cpf"])},
+            "representative": representative and {"name": representative["name"], "cpf_masked": mask_cpf(representative["cpf"])},
         }
     if row.role == Role.DOCTOR:
         account |= _doctor_fields(row)
@@ -304,7 +302,7 @@ def change_patient(change: Change, settings: Settings, person_id: UUID, edits: M
     audit.record(connection, person_id, person_id, Role.PATIENT, "profile_changed")
     change.touch(f"person:{person_id}")
     if private["name"] != former_name:
-        _touch_appointments(change, "patient_id", "doctor_id", person_id)
+        change.touch(*scopes_showing(connection, person_id))
 
 
 def change_doctor(change: Change, settings: Settings, doctor_id: UUID, edits: Mapping[str, Any]) -> None:
@@ -485,7 +483,7 @@ def _account(connection: Connection, condition: str, **parameters: Any) -> Accou
     row = connection.execute(
         text(f"select people.id, people.role, password_hash from people {condition}"), parameters
     ).one_or_none()
-    return row and Account(row.id, Role(row.role), row.password_hash)
+    return None if row is None else Account(row.id, Role(row.role), row.password_hash)
 
 
 def _login_hash(settings: Settings, role: Role, login: str) -> tuple[str, bytes] | None:
@@ -610,12 +608,10 @@ def _rename_doctor(change: Change, settings: Settings, row: Row[Any], name: str)
         text("update people set private = :private where id = :id"),
         {"id": row.id, "private": privacy.seal(key, json.dumps(private), context=PRIVATE, row_id=row.id)},
     )
-    _touch_appointments(change, "doctor_id", "patient_id", row.id)
+    change.touch(*scopes_showing(change.connection, row.id))
 
 
-def _await_verification(
-    connection: Connection, row: Row[Any], edits: Mapping[str, Any], pending: dict[str, Any]
-) -> None:
+def _await_verification(connection: Connection, row: Row[Any], edits: Mapping[str, Any], pending: dict[str, Any]) -> None:
     if "name" in edits:
         pending.pop("name", None)
         if edits["name"] != row.doctor_name:
@@ -637,14 +633,6 @@ def _write_specialties(connection: Connection, doctor_id: UUID, specialties: Ite
 
 def _touch_doctor(change: Change, doctor_id: UUID) -> None:
     change.touch(f"doctor:{doctor_id}", f"person:{doctor_id}", "directory", "directory-free")
-
-
-def _touch_appointments(change: Change, own: str, other: str, person_id: UUID) -> None:
-    """A name stands in every appointment of the person, and in the lists of the people on its other side."""
-    rows = change.connection.execute(
-        text(f"select id, {other} as other from appointments where {own} = :id"), {"id": person_id}
-    ).all()
-    change.touch(*(f"appointment:{row.id}" for row in rows), *(f"person:{other}" for other in {row.other for row in rows}))
 
 
 def _doctor_fields(row: Row[Any]) -> dict[str, Any]:
@@ -703,9 +691,7 @@ def _check_specialties(specialties: Sequence[RegisteredSpecialty]) -> None:
         raise Invalid({"specialties": ["Há uma especialidade repetida. / A specialty stands there twice."]})
 
 
-def _check_representation(
-    birth_date: date, timezone: str, cpf: str | None, representative: Representative | None
-) -> None:
+def _check_representation(birth_date: date, timezone: str, cpf: str | None, representative: Representative | None) -> None:
     today = datetime.now(UTC).astimezone(ZoneInfo(timezone)).date()
     age = today.year - birth_date.year - ((today.month, today.day) < (birth_date.month, birth_date.day))
     if birth_date > today or age > OLDEST:

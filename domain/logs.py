@@ -8,6 +8,7 @@ from collections.abc import MutableMapping
 from typing import Any, Final
 
 import structlog
+from structlog.typing import Processor
 
 from domain.privacy import redact_event
 
@@ -55,7 +56,7 @@ FIELDS: Final = frozenset(
 
 def configure(level: str = "INFO") -> None:
     """Write this process's logs, those of libraries too, as JSON lines. May be called again."""
-    shared = [
+    shared: list[Processor] = [
         structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_logger_name,
         structlog.stdlib.add_log_level,

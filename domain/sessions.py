@@ -51,9 +51,7 @@ class OpenSession:
 def open_session(connection: Connection, settings: Settings, person_id: UUID, role: Role, origin: Origin) -> Pair:
     """Start a session for somebody who has proved who they are; returns its first tokens."""
     session_id, refresh_id = uuid7(), uuid7()
-    wrapped = connection.execute(
-        text("select wrapped from person_keys where person_id = :id"), {"id": person_id}
-    ).scalar_one()
+    wrapped = connection.execute(text("select wrapped from person_keys where person_id = :id"), {"id": person_id}).scalar_one()
     key = privacy.unwrap(settings.data_keys, person_id, bytes(wrapped))
     told = json.dumps({"address": origin.address, "agent": origin.agent[:200]})
     row = connection.execute(
@@ -172,11 +170,11 @@ def scope(session_id: UUID) -> str:
 
 def alive(connection: Connection, session_id: UUID) -> Filled | None:
     """What is cached of a session: that it lives. None, which is never cached, if it doesn't."""
-    living = connection.execute(
-        text("select from sessions where id = :id and revoked_at is null and expires_at > clock_timestamp()"),
+    expires_at = connection.execute(
+        text("select expires_at from sessions where id = :id and revoked_at is null and expires_at > clock_timestamp()"),
         {"id": session_id},
-    ).one_or_none()
-    return None if living is None else Filled(b"{}")
+    ).scalar_one_or_none()
+    return expires_at and Filled(b"{}", fresh_until=expires_at)
 
 
 def known_address(connection: Connection, settings: Settings, person_id: UUID, address: str) -> bool:

@@ -1,0 +1,206 @@
+"""Logging in and out: passwords for tokens, refresh tokens for their successors, and where an account is logged in."""
+
+from __future__ import annotations
+
+from typing import Any
+from uuid import UUID
+
+from flask import Response, request
+from marshmallow import fields
+
+from api.attempts import FAILURES_FROM_ADDRESS, FAILURES_FROM_KNOWN, FAILURES_OF_ACCOUNT
+from api.auth import Anyone, AnyToken, current, policy
+from api.schemas import Answer, Blueprint, Body, CrmText, Many, Nothing, Part, Secret, Text, UtcInstant
+from api.services import client_address, services
+from domain import identity, passwords, privacy, sessions
+from domain.cache import changing
+from domain.errors import NotAuthenticated
+from domain.identity import Account
+from domain.schedule import Role
+from domain.tokens import ACCESS_LIFE, Pair
+
+WRONG = "Login ou senha incorretos. / Wrong log-in or password."
+
+blp = Blueprint("sessions", __name__, description="Entrar e sair / Logging in and out")
+
+
+class DoctorLogIn(Body):
+    """What a doctor logs in with."""
+
+    crm = CrmText(required=True)
+    password = Secret(required=True)
+    otp = Secret(most=20)
+
+
+class LogIn(Body):
+    """What a patient (an e-mail address or a CPF) or staff log in with."""
+
+    login = Text(most=254, required=True)
+    password = Secret(required=True)
+    otp = Secret(most=20)
+
+
+class Tokens(Answer):
+    """The tokens of one step of a session. `expires_in` is the life of the access token in seconds."""
+
+    access_token = fields.String(required=True)
+    refresh_token = fields.String(required=True)
+    token_type = fields.String(required=True)
+    expires_in = fields.Integer(required=True)
+
+
+class SessionOrigin(Answer):
+    """Where a log-in came from."""
+
+    address = fields.String(required=True)
+    agent = fields.String(required=True)
+
+
+class Session(Answer):
+    """One place where the account is logged in."""
+
+    id = fields.UUID(required=True)
+    created_at = UtcInstant(required=True)
+    refreshed_at = UtcInstant(required=True)
+    expires_at = UtcInstant(required=True)
+    current = fields.Boolean(required=True)
+    origin = Part(SessionOrigin, allow_none=True)
+
+
+class Sessions(Answer):
+    """Where the account is logged in, newest first."""
+
+    items = Many(Part(Session), most=100, required=True)
+
+
+@blp.post("/auth/doctor")
+@policy(Anyone)
+@blp.arguments(DoctorLogIn)
+@blp.response(200, Tokens)
+def log_in_doctor(body: dict[str, Any]) -> dict[str, Any]:
+    """Log in as a doctor."""
+    with services().reads.connect() as connection:
+        account = identity.account_of_doctor(connection, body["crm"])
+    return _log_in(account, Role.DOCTOR, f"{body['crm'].number}/{body['crm'].state}", body["password"])
+
+
+@blp.post("/auth/patient")
+@policy(Anyone)
+@blp.arguments(LogIn)
+@blp.response(200, Tokens)
+def log_in_patient(body: dict[str, Any]) -> dict[str, Any]:
+    """Log in as a patient."""
+    return _log_in_by_text(Role.PATIENT, body)
+
+
+@blp.post("/auth/staff")
+@policy(Anyone)
+@blp.arguments(LogIn)
+@blp.response(200, Tokens)
+def log_in_staff(body: dict[str, Any]) -> dict[str, Any]:
+    """Log in as staff."""
+    return _log_in_by_text(Role.STAFF, body)
+
+
+@blp.post("/auth/refresh")
+@policy(AnyToken, refresh=True)
+@blp.arguments(Nothing, required=False)
+@blp.response(200, Tokens)
+def refresh(_: dict[str, Any]) -> dict[str, Any]:
+    """Exchange a refresh token, which dies by it, for new tokens."""
+    use, caller = services(), current()
+    return _tokens(sessions.refresh(use.engine, use.cache, use.settings, caller.session_id, caller.token_id))
+
+
+@blp.post("/auth/logout")
+@policy(AnyToken)
+@blp.arguments(Nothing, required=False)
+@blp.response(204)
+def log_out(_: dict[str, Any]) -> Response:
+    """End this session: its tokens die at once."""
+    with changing(services().engine, services().cache) as change:
+        sessions.end(change, current().session_id)
+    return Response(status=204)
+
+
+@blp.get("/me/sessions")
+@policy(AnyToken)
+@blp.response(200, Sessions)
+def list_sessions() -> dict[str, Any]:
+    """Where the account is logged in."""
+    with services().reads.connect() as connection:
+        found = sessions.open_sessions(connection, services().settings, current().id)
+    return {"items": [{**_shown(each), "current": each.id == current().session_id} for each in found]}
+
+
+@blp.delete("/me/sessions/<uuid:session_id>")
+@policy(AnyToken)
+@blp.arguments(Nothing, required=False)
+@blp.response(204)
+def end_session(_: dict[str, Any], session_id: UUID) -> Response:
+    """End one of the account's sessions."""
+    with changing(services().engine, services().cache) as change:
+        sessions.end_own(change, current().id, session_id)
+    return Response(status=204)
+
+
+def check_password(account: Account | None, tried: str, password: str) -> bool:
+    """Whether this is the account's password: the same work and the same answer for an account that isn't there.
+
+    `tried` names what was tried to log in to. Raises TooMany if it was wrong too often, for the account or from this address;
+    strangers' failures don't count against an address that logged in to the account before. Raises Unavailable if it takes more
+    than 5 seconds to get a turn to hash.
+    """
+    use, address = services(), client_address()
+    origin = sessions.address_hash(use.settings, address).hex()
+    key = str(account.id) if account else privacy.look_up_hash(use.settings.hash_key, "login", tried).hex()
+    limit = FAILURES_OF_ACCOUNT
+    if account is not None:
+        with use.reads.connect() as connection:
+            if sessions.known_address(connection, use.settings, account.id, address):
+                limit, key = FAILURES_FROM_KNOWN, f"{key}:{origin}"
+    use.attempts.check(FAILURES_FROM_ADDRESS, origin)
+    use.attempts.check(limit, key)
+    right = passwords.verify_password(account.password_hash if account else None, password)
+    # Many guesses at once all pass the check above; what they found out is told only within the limit.
+    if right:
+        use.attempts.check(limit, key)
+    else:
+        use.attempts.count(limit, key)
+        use.attempts.count(FAILURES_FROM_ADDRESS, origin)
+    return right
+
+
+def _log_in_by_text(role: Role, body: dict[str, Any]) -> dict[str, Any]:
+    with services().reads.connect() as connection:
+        account = identity.account_of(connection, services().settings, role, body["login"])
+    return _log_in(account, role, body["login"].casefold(), body["password"])
+
+
+def _log_in(account: Account | None, role: Role, tried: str, password: str) -> dict[str, Any]:
+    use = services()
+    if not check_password(account, f"{role} {tried}", password) or account is None:
+        raise NotAuthenticated(WRONG, code="invalid_credentials")
+    identity.keep_rehashed(use.engine, account, password)
+    origin = sessions.Origin(client_address(), request.headers.get("User-Agent", ""))
+    with use.engine.begin() as connection:
+        return _tokens(sessions.open_session(connection, use.settings, account.id, account.role, origin))
+
+
+def _tokens(pair: Pair) -> dict[str, Any]:
+    return {
+        "access_token": pair.access,
+        "refresh_token": pair.refresh,
+        "token_type": "Bearer",
+        "expires_in": int(ACCESS_LIFE.total_seconds()),
+    }
+
+
+def _shown(session: sessions.OpenSession) -> dict[str, Any]:
+    return {
+        "id": session.id,
+        "created_at": session.created_at,
+        "refreshed_at": session.refreshed_at,
+        "expires_at": session.expires_at,
+        "origin": session.origin,
+    }
