@@ -26,7 +26,7 @@ _STATUS: Mapping[type[errors.HealthMedError], int] = {
     errors.TooMany: 429,
     errors.Unavailable: 503,
 }
-_TITLES = {
+TITLES = {
     400: "Pedido malformado / Bad request",
     401: "Não autenticado / Unauthorized",
     403: "Não permitido / Forbidden",
@@ -63,7 +63,7 @@ def problem(
     """A problem document, with `more` members. 401 names the scheme to log in with; 503 always says when to try again."""
     body: dict[str, object] = {
         "type": f"urn:healthmed:problem:{code}",
-        "title": _TITLES.get(status) or HTTPStatus(status).phrase,
+        "title": TITLES.get(status) or HTTPStatus(status).phrase,
         "status": status,
         "detail": detail,
         "code": code,
@@ -107,7 +107,7 @@ def _of_the_framework(error: HTTPException, status: int) -> Response:
     phrase = HTTPStatus(status).phrase
     code = _CODES.get(status) or phrase.lower().replace(" ", "_").replace("-", "_")
     said = error.description if status in (400, 415) and error.description and " / " in error.description else None
-    answer = problem(status, code, said or _DETAILS.get(status) or _TITLES.get(status) or phrase)
+    answer = problem(status, code, said or _DETAILS.get(status) or TITLES.get(status) or phrase)
     for name, value in error.get_headers():
         if name not in ("Content-Type", "Content-Length"):
             answer.headers[name] = value

@@ -1,0 +1,144 @@
+"""Commands: storing what somebody asks of a schedule, and saying what has become of it."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from functools import wraps
+from typing import Any, Final
+from uuid import UUID
+
+from flask import Response, request
+from marshmallow import Schema, fields, validate
+from werkzeug.http import parse_list_header
+
+from api.auth import AnyToken, current, policy, sender
+from api.operations import ACKNOWLEDGED
+from api.reading import reading
+from api.schemas import Blueprint, read_body
+from api.services import services
+from domain import inbox, projections
+from domain.cache import Answer
+from domain.commands import Command, Kind
+from domain.errors import Invalid
+from workers.app import wake
+
+LONGEST_WAIT: Final = 20  # seconds
+_WAIT = re.compile(r'wait\s*=\s*("?)(\d{1,9})\1\s*(?:;.*)?', re.ASCII | re.IGNORECASE)
+
+blp = Blueprint("commands", __name__, description="Comandos / Commands")
+
+
+class CommandError(Schema):
+    """Why a command was rejected: a code of the contract, and what a person reads of it."""
+
+    code = fields.String(required=True)
+    detail = fields.String(required=True)
+
+
+class CommandBody(Schema):
+    """A command, as answered: what follows the times is there once it is decided."""
+
+    id = fields.UUID(required=True)
+    kind = fields.String(required=True, validate=validate.OneOf([*Kind, "erase"]))
+    status = fields.String(required=True, validate=validate.OneOf(["pending", "succeeded", "rejected"]))
+    received_at = fields.AwareDateTime(required=True)
+    decided_at = fields.AwareDateTime()
+    appointment_id = fields.UUID()
+    result = fields.Dict()
+    error = fields.Nested(CommandError)
+
+
+@blp.get("/commands/<uuid:command_id>")
+@policy(AnyToken)
+@blp.response(200, CommandBody)
+@blp.alt_response(304)
+@blp.doc(
+    parameters=[
+        {
+            "in": "header",
+            "name": "Prefer",
+            "schema": {"type": "string"},
+            "description": "`wait=N`: espera a decisão por até N segundos (no máximo 20). / Waits for the decision.",
+        }
+    ]
+)
+def show_command(command_id: UUID) -> Response:
+    """Ver um comando de quem o enviou. / Read a command that one has sent."""
+    used, caller = services(), current()
+    seconds = _preferred_wait()
+
+    def read() -> Answer:
+        return projections.command(used.cache, command_id, caller.id)
+
+    response = reading(used.waiters.wait(command_id, seconds, read) if seconds else read())
+    if seconds:
+        response.headers["Preference-Applied"] = f"wait={seconds}"
+    return response
+
+
+def stores(view: Callable[..., Command]) -> Callable[..., Response]:
+    """Turn a view that returns a command into one that stores it, wakes its lane and answers 202 with it."""
+
+    @wraps(view)
+    def stored(*body: Any, **path: Any) -> Response:
+        used = services()
+        command = view(*body, **path)
+        with used.engine.begin() as connection:
+            row = inbox.send(
+                connection, used.settings, sender(), command, key=_idempotency_key(), fingerprint=_fingerprint()
+            )
+        ACKNOWLEDGED.labels(row.kind).inc()
+        if row.status == "pending":
+            wake(row.lane)
+        else:  # the same request again: what was decided is told only when every read shows it
+            used.cache.finish_if_needed(row.batch_id)
+        answer = Response(json.dumps(projections.command_body(row)), 202, content_type="application/json")
+        answer.headers["Location"] = f"/api/v1/commands/{row.id}"
+        answer.headers["Retry-After"] = "1"
+        return answer
+
+    documented: Callable[..., Response] = blp.doc(parameters=[_IDEMPOTENCY_KEY])(
+        blp.response(202, CommandBody, headers=_HEADERS)(stored)
+    )
+    return documented
+
+
+_IDEMPOTENCY_KEY: Final = {
+    "in": "header",
+    "name": "Idempotency-Key",
+    "schema": {"type": "string", "minLength": 1, "maxLength": 255},
+    "description": "Repetir o pedido com a mesma chave responde o mesmo comando. / The same key answers the same command.",
+}
+_HEADERS: Final = {
+    "Location": {"schema": {"type": "string"}, "description": "Onde ler o comando. / Where to read the command."},
+    "Retry-After": {"schema": {"type": "integer"}, "description": "Segundos. / Seconds."},
+}
+
+
+def _idempotency_key() -> str | None:
+    """The key as its sender wrote it: a header's bytes are UTF-8 if they can be, and else stand for themselves."""
+    sent = request.headers.get("Idempotency-Key")
+    if sent is None:
+        return None
+    try:
+        key = sent.encode("latin-1").decode()
+    except UnicodeDecodeError:
+        key = sent
+    if not 1 <= len(key) <= 255:
+        raise Invalid({"Idempotency-Key": ["Deve ter de 1 a 255 caracteres. / Must have 1 to 255 characters."]})
+    return key
+
+
+def _fingerprint() -> bytes:
+    """What makes two requests the same: method, path and parsed body, in which neither order nor white space counts."""
+    return json.dumps([request.method, request.path, read_body(request)], sort_keys=True, separators=(",", ":")).encode()
+
+
+def _preferred_wait() -> int:
+    """The seconds of `Prefer: wait=N`, `LONGEST_WAIT` at most; 0 for none and for what can't be understood (RFC 7240)."""
+    for preference in parse_list_header(request.headers.get("Prefer", "")):
+        if found := _WAIT.fullmatch(preference):
+            return min(int(found[2]), LONGEST_WAIT)
+    return 0

@@ -1,0 +1,181 @@
+"""What operators ask: whether a process lives and can serve, its figures, and the OpenAPI document with its page."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping
+from importlib.resources import files
+from time import perf_counter
+from typing import Any, Final
+
+import flask
+from flask import Response, current_app, g, render_template, request
+from prometheus_client import CONTENT_TYPE_LATEST, REGISTRY, CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client.multiprocess import MultiProcessCollector
+from redis import RedisError
+from sqlalchemy import text
+from sqlalchemy.exc import SQLAlchemyError
+
+from api.auth import Anyone, policy
+from api.errors import CONTENT_TYPE as PROBLEM
+from api.errors import TITLES, problem
+from api.schemas import Blueprint
+from api.services import services
+from domain.errors import NotFound, Unavailable
+
+REQUESTS: Final = Counter("healthmed_requests", "Requests answered.", ("method", "route", "status"))
+SECONDS: Final = Histogram(
+    "healthmed_request_seconds",
+    "Time that a request took.",
+    ("method", "route"),
+    buckets=(0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25),
+)
+ACKNOWLEDGED: Final = Counter("healthmed_commands_acknowledged", "Commands answered 202.", ("kind",))
+
+PAGE_POLICY: Final = "default-src 'none'; style-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+
+blp = Blueprint("operations", __name__, description="Operação / Operations")
+pages = flask.Blueprint("pages", __name__, template_folder="docs")  # what is no part of the API, and of its document
+
+
+@pages.before_app_request
+def _begin() -> None:
+    g.timed_from = perf_counter()
+
+
+@pages.after_app_request
+def _count(answer: Response) -> Response:
+    route = request.url_rule.rule if request.url_rule else "none"
+    REQUESTS.labels(request.method, route, answer.status_code).inc()
+    if "timed_from" in g:
+        SECONDS.labels(request.method, route).observe(perf_counter() - g.timed_from)
+    return answer
+
+
+@pages.get("/healthz")
+@policy(Anyone)
+def show_life() -> Response:
+    """Say that the process lives, whatever it depends on."""
+    return _json({"state": "alive"})
+
+
+@pages.get("/readyz")
+@policy(Anyone)
+def show_readiness() -> Response:
+    """Say whether the process can serve. Without a Redis it serves, slower; without the database it is sent nothing new."""
+    used = services()
+    database = _state(_ask_database)
+    redis = {"broker": _state(used.broker.ping), "cache": _state(used.cache.answers)}
+    if database == "down":
+        return problem(503, Unavailable.code, Unavailable.__doc__ or "", state="unready", database=database, redis=redis)
+    state = "degraded" if "down" in redis.values() else "ready"
+    return _json({"state": state, "database": database, "redis": redis})
+
+
+@pages.get("/metrics")
+@policy(Anyone)
+def show_metrics() -> Response:
+    """Give the figures of all processes of this server, as Prometheus reads them."""
+    if not services().settings.public_metrics:
+        raise NotFound
+    registry = REGISTRY
+    if "PROMETHEUS_MULTIPROC_DIR" in os.environ:
+        registry = CollectorRegistry()
+        MultiProcessCollector(registry)
+    return Response(generate_latest(registry), content_type=CONTENT_TYPE_LATEST)
+
+
+@blp.get("/openapi.json")
+@policy(Anyone)
+@blp.response(200, {"type": "object"})
+def show_openapi() -> Response:
+    """Ver este documento. / Read this document."""
+    return _json(_document())
+
+
+@pages.get("/api/docs")
+@policy(Anyone)
+def show_docs() -> Response:
+    """Show the OpenAPI document as a page that needs no script, and nothing from elsewhere."""
+    document = _document()
+    page = Response(render_template("page.html", spec=document, tags=list(_by_tag(document))))
+    page.headers["Content-Security-Policy"] = PAGE_POLICY
+    return page
+
+
+@pages.get("/api/docs/page.css")
+@policy(Anyone)
+def show_docs_style() -> Response:
+    """Show how the page looks."""
+    _document()
+    style = files("api").joinpath("docs", "page.css").read_bytes()
+    return Response(style, content_type="text/css; charset=utf-8")
+
+
+def _json(body: Mapping[str, Any]) -> Response:
+    return Response(json.dumps(body, ensure_ascii=False), content_type="application/json")
+
+
+def _state(ask: Callable[[], object]) -> str:
+    try:
+        return "up" if ask() else "down"
+    except (RedisError, SQLAlchemyError):
+        return "down"
+
+
+def _ask_database() -> bool:
+    with services().reads.connect() as connection:
+        return connection.execute(text("select true")).scalar_one() is True
+
+
+def _document() -> dict[str, Any]:
+    """The OpenAPI document, with what every route may answer to a request that is not as it should be. Raises NotFound."""
+    if not services().settings.public_docs:
+        raise NotFound
+    document: dict[str, Any] = current_app.extensions["flask-smorest"]["apis"][""]["ext_obj"].spec.to_dict()
+    for path, operations in document["paths"].items():
+        for method, operation in operations.items():
+            if method != "parameters":
+                answers = operation["responses"]
+                answers |= {str(status): _problem(status) for status in _statuses(path, operation)}
+                operation["responses"] = dict(sorted(answers.items()))
+    document["components"]["responses"] = {}
+    return document
+
+
+def _statuses(path: str, operation: Mapping[str, Any]) -> Iterator[int]:
+    if operation.get("security"):
+        yield from (401, 403)
+    if "{" in path:
+        yield 404
+    if "requestBody" in operation:
+        yield from (400, 415)
+    if "requestBody" in operation or operation.get("parameters"):
+        yield 422
+    yield from (413, 429, 500, 503)
+
+
+def _problem(status: int) -> dict[str, Any]:
+    schema = {"$ref": "#/components/schemas/Problem"}
+    return {"description": TITLES[status], "content": {PROBLEM: {"schema": schema}}}
+
+
+def _by_tag(document: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    for tag in document["tags"]:
+        yield {
+            "title": tag["description"],
+            "anchor": f"tag-{tag['name']}",
+            "operations": [
+                {
+                    "anchor": f"{method}-{path.strip('/').replace('/', '-')}",
+                    "method": method.upper(),
+                    "path": path,
+                    "operation": operation,
+                    "parameters": operations.get("parameters", []) + operation.get("parameters", []),
+                }
+                for path, operations in document["paths"].items()
+                for method, operation in operations.items()
+                if method != "parameters" and tag["name"] in operation["tags"]
+            ],
+        }
