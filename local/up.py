@@ -239,7 +239,7 @@ class Stack:
 
     def _wait_until_ready(self) -> None:
         deadline = time.monotonic() + READY_SECONDS
-        while not (_is_ready(self._settings.port) and self._workers_listen()):
+        while not (_is_ready(self._settings.port) and self._workers_listen() and self._flower_listens()):
             self._look()
             if time.monotonic() > deadline:
                 raise Problem(f"The stack is not ready after {READY_SECONDS:.0f} seconds; see {self._log}/*.log.")
@@ -252,6 +252,12 @@ class Stack:
                 return sum(listener["cmd"] == "brpop" for listener in client.client_list()) >= 2
             except redis.RedisError:  # a given broker may not tell
                 return True
+
+    def _flower_listens(self) -> bool:
+        if "flower" not in self._services:
+            return True
+        with socket.socket() as probe:
+            return probe.connect_ex(("127.0.0.1", self._flower_port)) == 0
 
     def _addresses(self) -> dict[str, Any]:
         """Where the services are, as `demo.json` tells it: with their passwords, in a file that only its owner reads."""
