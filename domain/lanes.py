@@ -18,6 +18,7 @@ from domain.batches import Decided, decide_batch, reject
 from domain.booking import Rejection
 from domain.cache import Cache
 from domain.database import is_the_worlds_fault, sqlstate
+from domain.projections import decided as answer_of
 from domain.settings import Settings
 
 LOCK_SECONDS: Final = 5  # short, so that a dead worker holds up its lane for seconds only
@@ -135,7 +136,7 @@ class Drainer:
             self._finish(decided)
 
     def _finish(self, decided: Decided) -> None:
-        self.cache.finish(decided.batch_id, decided.scopes, decided.commands)
+        self.cache.finish(decided.batch_id, decided.scopes, {row.id: answer_of(row) for row in decided.commands})
 
     def _is_the_worlds(self, error: BaseException) -> bool:
         return is_the_worlds_fault(error) or isinstance(error, self.interruptions)

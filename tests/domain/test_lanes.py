@@ -1,0 +1,243 @@
+"""Draining a lane: turns, locks and flags, and what trouble does to a command."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
+from uuid import UUID
+
+import psycopg2
+import pytest
+from redis import Redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+from sqlalchemy import Engine, create_engine, text
+from sqlalchemy.exc import OperationalError
+
+from domain import batches, lanes
+from domain.booking import Decision, Schedule
+from domain.cache import Cache
+from domain.commands import Book, Command, Envelope
+from domain.lanes import Drainer, flag_name, lane_of
+from domain.settings import Settings
+from local.servers import Broker
+from local.servers import Cache as CacheServer
+from tests.rows import add_doctor, add_person, add_slot, outcomes, send, tomorrow
+
+
+@pytest.fixture
+def engine(settings: Settings) -> Iterator[Engine]:
+    engine = create_engine(settings.database_url)
+    yield engine
+    engine.dispose()
+
+
+@pytest.fixture
+def broker_client(broker: Broker) -> Iterator[Redis]:
+    with Redis.from_url(broker.url, socket_timeout=1, socket_connect_timeout=1, retry=Retry(NoBackoff(), 0)) as client:
+        yield client
+
+
+@pytest.fixture
+def drainer(settings: Settings, engine: Engine, broker_client: Redis, cache_server: CacheServer) -> Iterator[Drainer]:
+    cache = Cache(settings, engine)
+    yield Drainer(settings, engine, cache, broker_client)
+    cache.stop()
+
+
+def bookings(engine: Engine, settings: Settings, number: int, lane: int = 0) -> list[UUID]:
+    """So many patients each ask for a slot of their own, of one doctor; the commands' ids."""
+    with engine.begin() as connection:
+        doctor_id = add_doctor(connection, settings, lane=lane)
+        return [
+            send(
+                connection, settings, add_person(connection, settings), Book(add_slot(connection, doctor_id, tomorrow(n / 2)))
+            ).id
+            for n in range(number)
+        ]
+
+
+def all_outcomes(engine: Engine) -> list[str]:
+    with engine.connect() as connection:
+        return list(outcomes(connection))
+
+
+def trouble_with(monkeypatch: pytest.MonkeyPatch, command_id: UUID, raised: Callable[[], Exception]) -> list[UUID]:
+    """Deciding this command raises; the list of all attempts at any command is returned."""
+    decide, attempts = batches.decide, []
+
+    def troubled(envelope: Envelope, command: Command, schedule: Schedule) -> Decision:
+        attempts.append(envelope.id)
+        if envelope.id == command_id:
+            raise raised()
+        return decide(envelope, command, schedule)
+
+    monkeypatch.setattr(batches, "decide", troubled)
+    return attempts
+
+
+def lost_database() -> OperationalError:
+    return OperationalError("select 1", {}, psycopg2.OperationalError("server closed the connection unexpectedly"))
+
+
+def test_a_lane_is_the_same_in_every_process_and_lanes_are_even() -> None:
+    assert lane_of(UUID("00000000-0000-7000-8000-000000000001"), 64) == 38
+    counts = [0] * 8
+    for n in range(8000):
+        counts[lane_of(UUID(int=n), 8)] += 1
+    assert min(counts) > 850
+
+
+def test_a_drain_decides_everything_and_clears_the_flag(drainer: Drainer, engine: Engine, settings: Settings) -> None:
+    bookings(engine, settings, 3)
+    drainer.broker.set(flag_name(0), "1")
+    assert drainer.drain(0) is False
+    assert all_outcomes(engine) == ["succeeded"] * 3
+    assert not drainer.broker.exists(flag_name(0), "lane:0")
+
+
+def test_whoever_finds_the_lane_held_leaves_it_and_its_flag_alone(drainer: Drainer, engine: Engine, settings: Settings) -> None:
+    bookings(engine, settings, 1)
+    drainer.broker.set("lane:0", "another", px=5000)
+    drainer.broker.set(flag_name(0), "1")
+    assert drainer.drain(0) is False
+    assert all_outcomes(engine) == ["pending"]
+    assert drainer.broker.exists(flag_name(0))
+
+
+def test_a_command_that_comes_as_the_lock_is_let_go_is_not_forgotten(
+    drainer: Drainer, engine: Engine, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bookings(engine, settings, 1)
+    let_go, came = Drainer._let_go, []
+
+    def let_go_late(self: Drainer, lock: Any) -> None:
+        if not came:
+            came.extend(bookings(engine, settings, 1))
+        let_go(self, lock)
+
+    monkeypatch.setattr(Drainer, "_let_go", let_go_late)
+    drainer.drain(0)
+    assert all_outcomes(engine) == ["succeeded"] * 2
+
+
+def test_a_turn_ends_when_its_time_is_up_and_says_that_more_waits(
+    drainer: Drainer, engine: Engine, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lanes, "TURN_SECONDS", 0.0)
+    drainer.settings = replace(settings, lane_batch=2)
+    bookings(engine, settings, 5)
+    assert drainer.drain(0) is True
+    assert all_outcomes(engine) == ["succeeded"] * 2 + ["pending"] * 3
+    assert not drainer.broker.exists("lane:0")
+
+
+def test_without_redis_a_lane_is_drained_all_the_same(
+    drainer: Drainer, engine: Engine, settings: Settings, broker: Broker
+) -> None:
+    bookings(engine, settings, 3)
+    broker.kill()
+    assert drainer.drain(0) is False
+    assert all_outcomes(engine) == ["succeeded"] * 3
+
+
+def test_a_faulty_command_fails_alone_and_before_any_later_one(
+    drainer: Drainer, engine: Engine, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ids = bookings(engine, settings, 4)
+    attempts = trouble_with(monkeypatch, ids[1], lambda: KeyError("bug"))
+    drainer.drain(0)
+    assert all_outcomes(engine) == ["succeeded", "internal_error", "succeeded", "succeeded"]
+    assert attempts.count(ids[1]) == 4  # once with the batch, three times alone
+    assert attempts.index(ids[2]) > max(place for place, each in enumerate(attempts) if each == ids[1])
+    with engine.connect() as connection:
+        detail, appointments = connection.execute(
+            text("select error_detail, (select count(*) from appointments) from commands where id = :id"), {"id": ids[1]}
+        ).one()
+    assert "(ref. " in detail
+    assert "bug" not in detail
+    assert appointments == 3
+
+
+def test_the_worlds_trouble_is_no_commands_fault(
+    drainer: Drainer, engine: Engine, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ids = bookings(engine, settings, 2)
+    with monkeypatch.context() as patch:
+        trouble_with(patch, ids[0], lost_database)
+        for _ in range(7):
+            assert drainer.drain(0) is False
+        assert all_outcomes(engine) == ["pending"] * 2
+    drainer.drain(0)
+    assert all_outcomes(engine) == ["succeeded"] * 2
+
+
+def test_an_attempt_that_the_world_interrupted_is_taken_back(
+    drainer: Drainer, engine: Engine, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ids = bookings(engine, settings, 2)
+    troubles: Iterator[Exception] = iter([KeyError("bug"), lost_database(), KeyError("bug"), lost_database()])
+    trouble_with(monkeypatch, ids[0], lambda: next(troubles))
+    drainer.drain(0)
+    drainer.drain(0)
+    with engine.connect() as connection:
+        assert connection.execute(text("select attempts from commands where id = :id"), {"id": ids[0]}).scalar_one() == 0
+
+
+def test_an_interruption_by_the_callers_limit_of_time_is_the_worlds_fault(
+    drainer: Drainer, engine: Engine, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class TimeIsUp(Exception):
+        pass
+
+    drainer.interruptions = (TimeIsUp,)
+    trouble_with(monkeypatch, bookings(engine, settings, 1)[0], TimeIsUp)
+    assert drainer.drain(0) is False
+    assert all_outcomes(engine) == ["pending"]
+
+
+def test_a_command_that_kills_its_worker_is_rejected_while_the_others_go_on(
+    drainer: Drainer, engine: Engine, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Death(BaseException):
+        pass
+
+    killer, *others = bookings(engine, settings, 3)
+    with engine.begin() as connection:
+        connection.execute(
+            text("update commands set received_at = received_at - interval '1 minute' where id = :id"), {"id": killer}
+        )
+    bookings(engine, settings, 1, lane=1)
+    drainer.drain(1)  # other lanes move on
+    attempts = trouble_with(monkeypatch, killer, Death)  # type: ignore[arg-type]
+    for _ in range(20):
+        drainer.broker.delete("lane:0")  # the lock of the dead runs out
+        try:
+            drainer.drain(0)
+        except Death:
+            continue
+        break
+    assert all_outcomes(engine)[:3] == ["internal_error", "succeeded", "succeeded"]
+    assert attempts.count(killer) == lanes.TRIES + lanes.ATTEMPTS
+    assert others
+
+
+def test_what_was_decided_but_not_finished_is_not_decided_again(
+    drainer: Drainer, engine: Engine, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bookings(engine, settings, 1)
+    with monkeypatch.context() as patch:
+        patch.setattr(Drainer, "_finish", lambda self, decided: (_ for _ in ()).throw(lost_database()))
+        drainer.drain(0)
+    drainer.drain(0)
+    with engine.connect() as connection:
+        assert connection.execute(text("select count(*) from appointments")).scalar_one() == 1
+        assert connection.execute(text("select count(*) from batches where finished_at is null")).scalar_one() == 1
+
+
+def test_a_drain_of_nothing_is_quick_and_harmless(drainer: Drainer) -> None:
+    begun = time.monotonic()
+    assert drainer.drain(7) is False
+    assert time.monotonic() - begun < lanes.TURN_SECONDS
