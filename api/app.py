@@ -9,11 +9,23 @@ import structlog
 from flask import Flask, Response, g, request
 from redis import Redis
 from redis.backoff import NoBackoff
+from redis.connection import BlockingConnectionPool
 from redis.retry import Retry
 from werkzeug.exceptions import BadRequest, RequestEntityTooLarge
 from werkzeug.middleware.proxy_fix import ProxyFix
 
-from api import accounts, auth, errors, schemas, sessions
+from api import (
+    accounts,
+    appointments,
+    auth,
+    availability,
+    commands,
+    directory,
+    errors,
+    operations,
+    schemas,
+    sessions,
+)
 from api.attempts import Attempts
 from api.services import Services, request_id, services
 from domain import logs
@@ -25,6 +37,7 @@ from workers.app import send_wake_ups_to
 
 MAX_BODY = 64 * 1024
 POOL_SIZE = 16  # database connections of one process
+REDIS_SECONDS = 0.3
 HSTS = "max-age=63072000; includeSubDomains"
 
 _log = structlog.get_logger()
@@ -54,8 +67,9 @@ def create_app(settings: Settings) -> Flask:
     errors.register(app)
     send_wake_ups_to(settings.broker_url)
     api = _Api(app)
-    for module in (sessions, accounts):
+    for module in (sessions, accounts, directory, availability, appointments, commands, operations):
         api.register_blueprint(module.blp, url_prefix="/api/v1")
+    app.register_blueprint(operations.pages)
     auth.check_policies(app)
     return app
 
@@ -78,10 +92,19 @@ _SECURITY_SCHEMES = {
 def _services(settings: Settings) -> Services:
     engine = connect(settings.database_url, pool_size=POOL_SIZE)
     reads = engine.execution_options(isolation_level="AUTOCOMMIT")
-    broker = Redis.from_url(settings.broker_url, socket_timeout=0.3, socket_connect_timeout=0.3, retry=Retry(NoBackoff(), 0))
+    broker = Redis.from_pool(
+        BlockingConnectionPool.from_url(
+            settings.broker_url,
+            max_connections=32,
+            timeout=REDIS_SECONDS,
+            socket_timeout=REDIS_SECONDS,
+            socket_connect_timeout=REDIS_SECONDS,
+            retry=Retry(NoBackoff(), 0),  # a retried count counts twice
+        )
+    )
     cache = Cache(settings, engine)
     cache.start()
-    return Services(settings, engine, reads, broker, cache, Waiters(broker), Attempts(settings))
+    return Services(settings, engine, reads, broker, cache, Waiters(broker), Attempts(settings, broker))
 
 
 def _frame(app: Flask, settings: Settings) -> None:

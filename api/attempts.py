@@ -12,8 +12,7 @@ from limits import RateLimitItem, parse_many
 from limits.errors import StorageError
 from limits.storage import MemoryStorage, RedisStorage
 from limits.strategies import MovingWindowRateLimiter, RateLimiter
-from redis.backoff import NoBackoff
-from redis.retry import Retry
+from redis import Redis
 
 from domain.errors import TooMany
 from domain.settings import Settings
@@ -46,19 +45,13 @@ CLASHES: Final = Limit.of("clashes", "60 per hour")  # each answers whether some
 class Attempts:
     """Counts attempts under a limit and a key that holds no personal data. With RATE_LIMITS off it counts nothing."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, broker: Redis) -> None:
         self._on = settings.rate_limits
-        self._own = MovingWindowRateLimiter(MemoryStorage())
-        self._shared = MovingWindowRateLimiter(
-            RedisStorage(
-                settings.broker_url,
-                key_prefix="limit",
-                wrap_exceptions=True,
-                socket_timeout=0.3,
-                socket_connect_timeout=0.3,
-                retry=Retry(NoBackoff(), 0),  # type: ignore[arg-type]
-            )
+        shared = RedisStorage(
+            settings.broker_url, connection_pool=broker.connection_pool, key_prefix="limit", wrap_exceptions=True
         )
+        self._shared = MovingWindowRateLimiter(shared)
+        self._own = MovingWindowRateLimiter(MemoryStorage())
         self._own_until = 0.0
 
     def check(self, limit: Limit, key: str) -> None:

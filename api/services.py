@@ -30,6 +30,12 @@ class Services:
     waiters: Waiters
     attempts: Attempts
 
+    def close(self) -> None:
+        """Let go of every connection."""
+        self.cache.stop()
+        self.broker.close()
+        self.engine.dispose()
+
 
 def services() -> Services:
     """The services of the process that answers the current request."""

@@ -1,0 +1,72 @@
+"""How gunicorn serves the API: gevent workers, every wait bounded, and the application made after the fork."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+from typing import Any
+
+from gunicorn import glogging, util
+
+from domain import logs
+from domain.settings import SettingsError, current
+
+
+class Logger(glogging.Logger):
+    """gunicorn's own messages, as lines like all others."""
+
+    def setup(self, cfg: Any) -> None:
+        """Hand gunicorn's error log to the root's handler."""
+        super().setup(cfg)
+        logs.configure(_settings.log_level)
+        self.error_log.handlers.clear()
+        self.error_log.propagate = True
+
+
+def write_problem(client: socket.socket, status: int, reason: str, message: str) -> None:
+    """Answer what never became a request, such as a header that is too long, with a problem document too."""
+    code = reason.lower().replace(" ", "_").replace("-", "_")
+    body = json.dumps(
+        {
+            "type": f"urn:healthmed:problem:{code}",
+            "title": reason,
+            "status": status,
+            "detail": f"O pedido não pôde ser lido. / The request could not be read: {reason}.",
+            "code": code,
+        },
+        ensure_ascii=False,
+    ).encode()
+    head = (
+        f"HTTP/1.1 {status} {reason}\r\nConnection: close\r\nContent-Type: application/problem+json\r\n"
+        f"Content-Length: {len(body)}\r\nX-Content-Type-Options: nosniff\r\nCache-Control: no-store\r\n\r\n"
+    )
+    util.write_nonblock(client, head.encode("latin-1") + body)
+
+
+try:
+    _settings = current()
+except SettingsError as error:
+    raise SystemExit(f"settings: {error}") from None
+
+util.write_error = write_problem
+
+bind = os.environ.get("BIND") or f"127.0.0.1:{_settings.port}"
+workers = _settings.api_workers
+worker_class = "gevent"
+worker_connections = 12_000
+preload_app = False  # engines, clients and threads belong to one process
+
+timeout = 15
+graceful_timeout = 20
+keepalive = 75
+
+limit_request_line = 8190
+limit_request_fields = 64
+limit_request_field_size = 8190
+forwarded_allow_ips = ""  # the application itself trusts a stated number of proxies, and nobody else
+
+logger_class = Logger
+loglevel = "warning"
+accesslog = None  # the application writes a line for each request, without its query
+proc_name = "healthmed-api"

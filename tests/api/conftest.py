@@ -1,0 +1,34 @@
+"""The API in a test: the application on real servers, and a client for it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from flask import Flask
+from flask.testing import FlaskClient
+
+from api.app import create_app
+from domain.settings import Settings
+from tests.factories import Accounts
+
+
+@pytest.fixture(scope="session")
+def app(settings: Settings) -> Iterator[Flask]:
+    """The application, on the tests' servers."""
+    app = create_app(settings)
+    yield app
+    app.extensions["healthmed"].close()
+
+
+@pytest.fixture
+def client(app: Flask, postgres: object, broker: object, cache_server: object) -> FlaskClient:
+    """Somebody who sends requests; the servers are clean."""
+    return app.test_client()
+
+
+@pytest.fixture
+def accounts(app: Flask, client: FlaskClient) -> Accounts:
+    """Makes people who are registered and logged in."""
+    services = app.extensions["healthmed"]
+    return Accounts(services.engine, services.settings)
