@@ -297,8 +297,10 @@ def main() -> int:
     except (Problem, ServerError) as error:
         _say(str(error))
         return 1
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-        signal.signal(number, stack.ask_to_stop)
+    signal.signal(signal.SIGTERM, stack.ask_to_stop)
+    signal.signal(signal.SIGINT, stack.ask_to_stop)
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # else it is to outlive its terminal
+        signal.signal(signal.SIGHUP, stack.ask_to_stop)
     try:
         stack.start()
         stack.supervise()
