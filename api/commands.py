@@ -86,9 +86,7 @@ def stores(view: Callable[..., Command]) -> Callable[..., Response]:
         used = services()
         command = view(*body, **path)
         with used.engine.begin() as connection:
-            row = inbox.send(
-                connection, used.settings, sender(), command, key=_idempotency_key(), fingerprint=_fingerprint()
-            )
+            row = inbox.send(connection, used.settings, sender(), command, key=_idempotency_key(), fingerprint=_fingerprint())
         ACKNOWLEDGED.labels(row.kind).inc()
         if row.status == "pending":
             wake(row.lane)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping
+from http import HTTPStatus
 from importlib.resources import files
 from time import perf_counter
 from typing import Any, Final
@@ -34,6 +35,7 @@ SECONDS: Final = Histogram(
 ACKNOWLEDGED: Final = Counter("healthmed_commands_acknowledged", "Commands answered 202.", ("kind",))
 
 PAGE_POLICY: Final = "default-src 'none'; style-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+_ANCHOR: Final = str.maketrans("/", "-", "{}")
 
 blp = Blueprint("operations", __name__, description="Operação / Operations")
 pages = flask.Blueprint("pages", __name__, template_folder="docs")  # what is no part of the API, and of its document
@@ -134,17 +136,21 @@ def _document() -> dict[str, Any]:
     if not services().settings.public_docs:
         raise NotFound
     document: dict[str, Any] = current_app.extensions["flask-smorest"]["apis"][""]["ext_obj"].spec.to_dict()
+    problems: dict[str, Any] = {}
     for path, operations in document["paths"].items():
         for method, operation in operations.items():
             if method != "parameters":
-                answers = operation["responses"]
-                answers |= {str(status): _problem(status) for status in _statuses(path, operation)}
+                answers = {status: answer for status, answer in operation["responses"].items() if status.isdigit()}
+                failures = {int(status) for status in answers if status >= "400"} | set(_failures(path, operation))
+                problems |= {HTTPStatus(status).name: _problem(status) for status in failures}
+                answers |= {str(status): {"$ref": f"#/components/responses/{HTTPStatus(status).name}"} for status in failures}
                 operation["responses"] = dict(sorted(answers.items()))
-    document["components"]["responses"] = {}
+    document["components"]["responses"] = problems
     return document
 
 
-def _statuses(path: str, operation: Mapping[str, Any]) -> Iterator[int]:
+def _failures(path: str, operation: Mapping[str, Any]) -> Iterator[int]:
+    """The statuses with which a route refuses or fails, as can be told from what it takes."""
     if operation.get("security"):
         yield from (401, 403)
     if "{" in path:
@@ -153,12 +159,11 @@ def _statuses(path: str, operation: Mapping[str, Any]) -> Iterator[int]:
         yield from (400, 415)
     if "requestBody" in operation or operation.get("parameters"):
         yield 422
-    yield from (413, 429, 500, 503)
+    yield from (413, 500, 503)
 
 
 def _problem(status: int) -> dict[str, Any]:
-    schema = {"$ref": "#/components/schemas/Problem"}
-    return {"description": TITLES[status], "content": {PROBLEM: {"schema": schema}}}
+    return {"description": TITLES[status], "content": {PROBLEM: {"schema": {"$ref": "#/components/schemas/Problem"}}}}
 
 
 def _by_tag(document: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
@@ -168,7 +173,7 @@ def _by_tag(document: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
             "anchor": f"tag-{tag['name']}",
             "operations": [
                 {
-                    "anchor": f"{method}-{path.strip('/').replace('/', '-')}",
+                    "anchor": f"{method}-{path.strip('/').translate(_ANCHOR)}",
                     "method": method.upper(),
                     "path": path,
                     "operation": operation,

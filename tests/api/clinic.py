@@ -1,0 +1,93 @@
+"""A clinic at work: people, slots and requests of theirs, decided in the test's own process by the real engine."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from flask.testing import FlaskClient
+from sqlalchemy import text
+from werkzeug.test import TestResponse
+
+from api.services import Services
+from domain.lanes import Drainer
+from tests import rows
+from tests.factories import Accounts, Someone
+
+API = "/api/v1"
+REASON = {"reason": "Tive um imprevisto"}
+
+
+@dataclass(frozen=True, slots=True)
+class Clinic:
+    """What a test of routes needs at hand."""
+
+    client: FlaskClient
+    accounts: Accounts
+    services: Services
+
+    def get(self, path: str, who: Someone | None = None, **headers: str) -> TestResponse:
+        """What somebody, or anyone, reads."""
+        return self.request("GET", path, who, headers=headers)
+
+    def request(
+        self,
+        method: str,
+        path: str,
+        who: Someone | None = None,
+        body: Any = None,
+        *,
+        key: str | None = None,
+        headers: dict[str, str] | None = None,
+    ) -> TestResponse:
+        """The answer to a request below /api/v1, sent with or without a token, a body and an idempotency key."""
+        sent = {name.replace("_", "-"): value for name, value in (headers or {}).items()}
+        if who is not None:
+            sent |= who.headers
+        if key is not None:
+            sent["Idempotency-Key"] = key
+        return self.client.open(API + path, method=method, json=body, headers=sent)
+
+    def slot(self, doctor: Someone, starts_at: datetime | None = None, minutes: int = 30) -> str:
+        """The id of an open slot of the doctor's: tomorrow at noon UTC, unless told otherwise."""
+        with self.services.engine.begin() as connection:
+            return str(rows.add_slot(connection, doctor.id, starts_at or rows.tomorrow(), minutes))
+
+    def decide(self) -> None:
+        """Have everything decided that waits."""
+        drainer = Drainer(self.services.settings, self.services.engine, self.services.cache, self.services.broker)
+        for lane in self.all("select distinct lane from commands where status = 'pending'"):
+            assert not drainer.drain(lane)
+
+    def outcome(self, accepted: TestResponse, who: Someone) -> dict[str, Any]:
+        """How a command that was answered 202 reads to its sender once it is decided."""
+        assert accepted.status_code == 202, accepted.json
+        self.decide()
+        answer = self.client.get(accepted.headers["Location"], headers=who.headers)
+        assert answer.status_code == 200
+        return dict(answer.json)
+
+    def done(self, method: str, path: str, who: Someone, body: Any = None) -> dict[str, Any]:
+        """The command that somebody sends, which must succeed."""
+        command = self.outcome(self.request(method, path, who, body), who)
+        assert command["status"] == "succeeded", command
+        return command
+
+    def book(self, patient: Someone, slot_id: str, **body: Any) -> str:
+        """The id of the appointment that a patient gets."""
+        return str(self.done("POST", "/appointments", patient, {"slot_id": slot_id, **body})["appointment_id"])
+
+    def all(self, query: str, **values: Any) -> list[Any]:
+        """The first column of what a query finds."""
+        with self.services.reads.connect() as connection:
+            return list(connection.execute(text(query), values).scalars())
+
+    def change(self, statement: str, **values: Any) -> None:
+        """Change a row behind the application's back."""
+        with self.services.engine.begin() as connection:
+            connection.execute(text(statement), values)
+
+    def stored(self) -> int:
+        """How many commands there are."""
+        return int(self.all("select count(*) from commands")[0])
