@@ -8,13 +8,18 @@ from itertools import count
 from typing import Any
 from uuid import UUID
 
+from redis import Redis
 from sqlalchemy import Engine, text
 
 from domain import identity, passwords, sessions
+from domain.cache import Cache
+from domain.commands import Accept, Book
 from domain.identifiers import Crm
 from domain.identity import NewDoctor, NewPatient
+from domain.lanes import Drainer
 from domain.schedule import Role
 from domain.settings import Settings
+from tests import rows
 
 PASSWORD = "uma senha bem comprida"
 
@@ -94,6 +99,31 @@ class Accounts:
 
     engine: Engine
     settings: Settings
+    cache: Cache
+    broker: Redis
+
+    def decide(self) -> None:
+        """Have every waiting command decided, as a worker does."""
+        drainer = Drainer(self.settings, self.engine, self.cache, self.broker)
+        with self.engine.connect() as connection:
+            waiting = connection.execute(text("select distinct lane from commands where status = 'pending'")).scalars().all()
+        for lane in waiting:
+            drainer.drain(lane)
+
+    def appointment(self, doctor: Someone, patient: Someone, *, hours: float = 0, accepted: bool = False) -> UUID:
+        """An appointment of tomorrow, so many hours after noon in UTC; its id."""
+        with self.engine.begin() as connection:
+            slot_id = rows.add_slot(connection, doctor.id, rows.tomorrow(hours))
+            rows.send(connection, self.settings, patient.id, Book(slot_id))
+        self.decide()
+        with self.engine.begin() as connection:
+            appointment_id: UUID = connection.execute(
+                text("select id from appointments where slot_id = :id"), {"id": slot_id}
+            ).scalar_one()
+            if accepted:
+                rows.send(connection, self.settings, doctor.id, Accept(appointment_id), Role.DOCTOR)
+        self.decide()
+        return appointment_id
 
     def patient(self, **values: Any) -> Someone:
         """A patient."""

@@ -10,6 +10,7 @@ from flask.testing import FlaskClient
 
 from api.app import create_app
 from domain.settings import Settings
+from tests.api.clinic import Clinic
 from tests.factories import Accounts
 
 
@@ -31,4 +32,10 @@ def client(app: Flask, postgres: object, broker: object, cache_server: object) -
 def accounts(app: Flask, client: FlaskClient) -> Accounts:
     """Makes people who are registered and logged in."""
     services = app.extensions["healthmed"]
-    return Accounts(services.engine, services.settings)
+    return Accounts(services.engine, services.settings, services.cache, services.broker)
+
+
+@pytest.fixture
+def clinic(app: Flask, client: FlaskClient, accounts: Accounts) -> Clinic:
+    """People, slots and requests, and the engine that decides them."""
+    return Clinic(client, accounts, app.extensions["healthmed"])
