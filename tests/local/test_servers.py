@@ -8,7 +8,9 @@ import stat
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Protocol, TypeVar
 
 import psutil
 import psycopg2
@@ -17,7 +19,13 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from local.servers import Broker, Cache, Postgres, ServerError, free_port
+from local.servers import Broker, Cache, Postgres, Server, ServerError, free_port
+
+AnyServer = TypeVar("AnyServer", bound=Server)
+
+
+class Start(Protocol):
+    def __call__(self, server: AnyServer) -> AnyServer: ...
 
 
 def value(url: str, query: str) -> object:
@@ -31,11 +39,23 @@ def value(url: str, query: str) -> object:
 
 
 @pytest.fixture
-def own_postgres(tmp_path: Path):
-    server = Postgres(tmp_path / "postgres", options={"fsync": "off"})
-    server.start()
-    yield server
-    server.kill()
+def started() -> Iterator[Start]:
+    """Starts a server that is gone after the test, however that ends."""
+    servers: list[Server] = []
+
+    def start(server: AnyServer) -> AnyServer:
+        servers.append(server)
+        server.start()
+        return server
+
+    yield start
+    for server in servers:
+        server.kill()
+
+
+@pytest.fixture
+def own_postgres(started: Start, tmp_path: Path) -> Postgres:
+    return started(Postgres(tmp_path / "postgres", options={"fsync": "off"}))
 
 
 def test_a_killed_postgres_comes_back_at_its_address_with_what_was_committed(own_postgres: Postgres):
@@ -59,13 +79,17 @@ def test_a_postgres_whose_postmaster_alone_was_killed_starts_again(own_postgres:
     connection.close()
 
 
-def test_a_mark_with_the_number_of_a_stranger_keeps_no_postgres_from_starting(own_postgres: Postgres):
+def test_a_mark_with_the_number_of_a_stranger_keeps_no_postgres_from_starting(
+    own_postgres: Postgres, started: Start, tmp_path: Path
+):
     own_postgres.kill()
+    stranger = started(Postgres(tmp_path / "stranger", options={"fsync": "off"}))
     mark = own_postgres.data / "postmaster.pid"
     lines = mark.read_text().splitlines()
-    mark.write_text("\n".join([str(os.getpid()), *lines[1:]]) + "\n")
+    mark.write_text("\n".join([str(stranger.process.pid), *lines[1:]]) + "\n")
     own_postgres.start()
     assert value(own_postgres.url, "select 1") == 1
+    assert stranger.running
 
 
 def test_an_erased_postgres_is_empty_at_the_same_address(own_postgres: Postgres):
@@ -110,9 +134,8 @@ def test_postgres_logs_no_values_of_a_failed_statement(own_postgres: Postgres):
     assert "52998224725" not in own_postgres.log.read_text()
 
 
-def test_the_broker_keeps_what_a_kill_interrupts_and_evicts_nothing(tmp_path: Path):
-    server = Broker(tmp_path / "broker")
-    server.start()
+def test_the_broker_keeps_what_a_kill_interrupts_and_evicts_nothing(started: Start, tmp_path: Path):
+    server = started(Broker(tmp_path / "broker"))
     with redis.Redis.from_url(server.url) as client:
         client.set("kept", 1)
         assert client.config_get("maxmemory-policy")["maxmemory-policy"] == "noeviction"
@@ -126,12 +149,10 @@ def test_the_broker_keeps_what_a_kill_interrupts_and_evicts_nothing(tmp_path: Pa
     server.start()
     with redis.Redis.from_url(server.url) as client:
         assert client.get("kept") is None
-    server.kill()
 
 
-def test_the_cache_forgets_everything_when_it_ends(tmp_path: Path):
-    server = Cache(tmp_path / "cache")
-    server.start()
+def test_the_cache_forgets_everything_when_it_ends(started: Start, tmp_path: Path):
+    server = started(Cache(tmp_path / "cache"))
     with redis.Redis.from_url(server.url) as client:
         client.set("forgotten", 1)
         assert client.config_get("maxmemory-policy")["maxmemory-policy"] == "allkeys-lru"
@@ -139,12 +160,10 @@ def test_the_cache_forgets_everything_when_it_ends(tmp_path: Path):
     server.start()
     with redis.Redis.from_url(server.url) as client:
         assert client.get("forgotten") is None
-    server.kill()
 
 
-def test_valkey_answers_nobody_without_its_password_and_shows_it_in_no_command_line(tmp_path: Path):
-    server = Cache(tmp_path / "cache")
-    server.start()
+def test_valkey_answers_nobody_without_its_password_and_shows_it_in_no_command_line(started: Start, tmp_path: Path):
+    server = started(Cache(tmp_path / "cache"))
     with (
         redis.Redis(port=server.port, retry=Retry(NoBackoff(), 0)) as stranger,
         pytest.raises(redis.AuthenticationError),
@@ -152,17 +171,14 @@ def test_valkey_answers_nobody_without_its_password_and_shows_it_in_no_command_l
         stranger.ping()
     password = server.url.split(":")[2].split("@")[0]
     assert password not in " ".join(psutil.Process(server.process.pid).cmdline())
-    server.kill()
 
 
-def test_a_server_whose_port_is_taken_says_so_in_one_line(tmp_path: Path):
-    first, second = Cache(tmp_path / "first"), Cache(tmp_path / "second")
-    first.start()
+def test_a_server_whose_port_is_taken_says_so_in_one_line(started: Start, tmp_path: Path):
+    first, second = started(Cache(tmp_path / "first")), Cache(tmp_path / "second")
     second.port = first.port
     with pytest.raises(ServerError, match=r"Valkey .* did not start: ") as caught:
         second.start()
     assert "\n" not in str(caught.value)
-    first.kill()
 
 
 def test_a_port_is_chosen_where_no_outgoing_connection_could_take_it():
