@@ -116,7 +116,10 @@ def _of_the_framework(error: HTTPException, status: int) -> Response:
 
 def _unexpected(error: Exception) -> Response:
     # Never the message: a driver's error carries values of the row.
-    where = [f"{frame.filename.rsplit('/', 2)[-1]}:{frame.lineno}" for frame in traceback.extract_tb(error.__traceback__)]
+    frames = traceback.extract_tb(error.__traceback__)
+    where = [
+        "/".join(frame.filename.split("/")[-2:]) + f":{frame.lineno}" for frame in frames if "packages" not in frame.filename
+    ]
     _log.error("request_failed", error=type(error).__name__, sqlstate=sqlstate(error), where=where[-8:])
     reference = request_id()
     return problem(

@@ -225,7 +225,7 @@ _LOCKED = text(
 _ROTATED = text(
     """
     update sessions set previous_refresh_id = refresh_id, refresh_id = :next, refreshed_at = now.at,
-                        expires_at = least(now.at + :idle, created_at + :whole)
+                        expires_at = least(now.at + :idle, sessions.created_at + :whole)
     from people, (select clock_timestamp() as at) as now
     where sessions.id = :id and people.id = person_id
     returning person_id, role, refresh_id, refreshed_at, expires_at
