@@ -32,6 +32,7 @@ class Services:
 
     def close(self) -> None:
         """Let go of every connection."""
+        self.waiters.stop()
         self.cache.stop()
         self.broker.close()
         self.engine.dispose()

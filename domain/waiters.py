@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections.abc import Callable
@@ -19,7 +20,18 @@ class Waiters:
         self._broker = broker
         self._lock = threading.Lock()
         self._waiting: dict[str, set[threading.Event]] = {}
-        self._listening = False
+        self._listener: threading.Thread | None = None
+        self._stopping = False
+
+    def stop(self) -> None:
+        """Listen no more; who still waits goes on looking every second."""
+        with self._lock:
+            self._stopping = True
+            listener = self._listener
+        if listener is not None:
+            with contextlib.suppress(RedisError):
+                self._broker.publish(DECIDED, "")
+            listener.join(timeout=1.0)
 
     def wait(self, command_id: UUID, seconds: float, read: Callable[[], Answer]) -> Answer:
         """What `read` answers as soon as the command is decided, or after so many seconds as it stands.
@@ -41,9 +53,9 @@ class Waiters:
     def _register(self, name: str, woken: threading.Event) -> None:
         with self._lock:
             self._waiting.setdefault(name, set()).add(woken)
-            if not self._listening:
-                self._listening = True
-                threading.Thread(target=self._listen, name="waiters", daemon=True).start()
+            if self._listener is None:
+                self._listener = threading.Thread(target=self._listen, name="waiters", daemon=True)
+                self._listener.start()
 
     def _forget(self, name: str, woken: threading.Event) -> None:
         with self._lock:
@@ -53,11 +65,11 @@ class Waiters:
                 del self._waiting[name]
 
     def _listen(self) -> None:
-        while True:
+        while not self._stopping:
             try:
                 with self._broker.pubsub(ignore_subscribe_messages=True) as subscription:  # type: ignore[no-untyped-call]
                     subscription.subscribe(DECIDED)
-                    while True:
+                    while not self._stopping:
                         message = subscription.get_message(timeout=5.0)
                         if message is not None:
                             self._wake(message["data"])
