@@ -95,6 +95,13 @@ class Process:
                 return [leader, *leader.children(recursive=True)]
         return []
 
+    def addresses(self) -> set[str]:
+        """The host:port of its own end of each of its connections."""
+        with contextlib.suppress(psutil.NoSuchProcess):
+            for leader in self.family()[:1]:
+                return {f"{each.laddr.ip}:{each.laddr.port}" for each in leader.net_connections("tcp") if each.raddr}
+        return set()
+
     def last_words(self) -> str:
         """The last line that it printed, as the reason why it ended."""
         with contextlib.suppress(OSError), self.log.open("rb") as file:
