@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
@@ -75,10 +75,8 @@ class _Work:
     settings: Settings
     commands: Sequence[Row[Any]]
     schedule: Schedule
-    people: Mapping[UUID, Row[Any]]
+    wrapped: Mapping[UUID, bytes | None]  # people's data keys; None where it was destroyed
     histories: dict[UUID, tuple[int, bytes]]  # length and last hash, for each appointment that was there before
-    stored_slots: frozenset[UUID]
-    stored_appointments: frozenset[UUID]
     slots: dict[UUID, Slot] = field(default_factory=dict)
     appointments: dict[UUID, Appointment] = field(default_factory=dict)
     texts: dict[UUID, dict[str, str]] = field(default_factory=dict)
@@ -88,11 +86,16 @@ class _Work:
     outcomes: list[dict[str, Any]] = field(default_factory=list)
     scopes: dict[str, None] = field(default_factory=dict)  # ordered, each once
     keys: dict[UUID, bytes] = field(default_factory=dict)
+    stored_slots: Mapping[UUID, Slot] = field(init=False)
+    stored_appointments: Mapping[UUID, Appointment] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.stored_slots, self.stored_appointments = dict(self.schedule.slots), dict(self.schedule.appointments)
 
     def key_of(self, person_id: UUID) -> bytes:
         """The data key of one of the people that the batch has read."""
         if person_id not in self.keys:
-            wrapped = self.people[person_id].wrapped
+            wrapped = self.wrapped[person_id]
             if wrapped is None:
                 raise privacy.Unreadable
             self.keys[person_id] = privacy.unwrap(self.settings.data_keys, person_id, bytes(wrapped))
@@ -122,8 +125,8 @@ class _Work:
             self._take_appointment(appointment)
         for step in decision.transitions:
             self.history.append(self._history(row, step))
-        for notice in decision.notices:  # one kind at one instant is one notice, whatever number it carried before
-            self.notices[replace(notice, sequence=0)] = _notice(row, notice)
+        for notice in decision.notices:
+            self.notices[notice] = _notice(row, notice)
         if (new := decision.availability) is not None:
             self._take_availability(new)
 
@@ -181,7 +184,7 @@ def chain(previous: bytes, entry: Mapping[str, Any]) -> bytes:
 def _decide(row: Row[Any], work: _Work) -> Decision:
     """What the rules say of one command. A closing person's is refused before anything of theirs is opened."""
     role = Role(row.actor_role)
-    if role is Role.PATIENT and work.people[row.actor_id].status != "active":
+    if role is Role.PATIENT and row.actor_status != "active":
         return Rejection("account_closed")
     secret: Mapping[str, Any] = {}
     if row.secret is not None:
@@ -192,96 +195,27 @@ def _decide(row: Row[Any], work: _Work) -> Decision:
 
 
 def _lock(connection: Connection, lane: int, limit: int, only: UUID | None) -> list[str]:
-    pending = text(
-        """
-        select id from commands where lane = :lane and status = 'pending' and (cast(:only as uuid) is null or id = :only)
-        order by seq limit :limit for no key update
-        """
-    )
     parameters = {"lane": lane, "limit": limit, "only": only}
     # Whoever waited for another worker's rows finds them decided, and must look again before it believes that nothing is left.
-    rows = connection.execute(pending, parameters).all() or connection.execute(pending, parameters).all()
-    ids = [str(row.id) for row in rows]
-    if ids:
-        connection.execute(
-            text(
-                """
-                select id from doctors where id = any(array(select doctor_id from commands where id = any(cast(:ids as uuid[]))))
-                order by id for no key update
-                """
-            ),
-            {"ids": ids},
-        )
-        connection.execute(
-            text(
-                """
-                select id from people where id = any(array(
-                    select actor_id from commands where id = any(cast(:ids as uuid[])) and actor_role = 'patient'
-                    union
-                    select patient_id from appointments join commands on appointments.id = commands.appointment_id
-                    where commands.id = any(cast(:ids as uuid[]))))
-                order by id for no key update
-                """
-            ),
-            {"ids": ids},
-        )
-    return ids
-
-
-_APPOINTMENT_COLUMNS = (
-    "id, slot_id, doctor_id, patient_id, starts_at, ends_at, price, currency, status, requested_at, expires_at, decided_at,"
-    " reschedules, sequence, refusal_kind, history_length, history_hash"
-)
-_SLOT_COLUMNS = "id, doctor_id, starts_at, ends_at, status, held, extra, price"
+    rows = connection.execute(_LOCK, parameters).all() or connection.execute(_LOCK, parameters).all()
+    return [str(row.id) for row in rows]
 
 
 def _read(connection: Connection, settings: Settings, ids: list[str], now: datetime | None) -> _Work:
     """Read what the rules need, in statements that come after the locks: so they see what the locks protect."""
-    commands = connection.execute(
-        text(
-            """
-            select id, kind, actor_id, actor_role, doctor_id, slot_id, appointment_id, payload, secret, deadline, day,
-                   received_at, request_id, clock_timestamp() as now
-            from commands where id = any(cast(:ids as uuid[])) order by seq
-            """
-        ),
-        {"ids": ids},
-    ).all()
-    named = _appointments(connection, "id = any(cast(:ids as uuid[]))", (row.appointment_id for row in commands))
-    patients = {row.actor_id for row in commands if row.actor_role == Role.PATIENT} | {row.patient_id for row in named}
-    theirs = _appointments(
-        connection,
-        "patient_id = any(cast(:ids as uuid[])) and active and ends_at > :since",
-        (row.actor_id for row in commands if row.kind in (Kind.BOOK, Kind.RESCHEDULE)),
-        since=min(row.received_at for row in commands),
-    )
-    slots = _slots(
-        connection,
-        "id = any(cast(:ids as uuid[]))",
-        {row.slot_id for row in commands} | {row.slot_id for row in named},
-    )
+    commands = connection.execute(_READ_COMMANDS, {"ids": ids}).all()
+    since = min(row.received_at for row in commands)
+    named = _texts(row.appointment_id for row in commands)
+    bookers = _texts(row.actor_id for row in commands if row.kind in (Kind.BOOK, Kind.RESCHEDULE))
+    appointments = connection.execute(_READ_APPOINTMENTS, {"named": named, "patients": bookers, "since": since}).all()
+    slots = connection.execute(_READ_SLOTS, {"named": named, "ids": _texts(row.slot_id for row in commands)}).all()
     wide = {row.doctor_id for row in commands if row.kind in _WIDE} | {row.doctor_id for row in slots if not row.held}
-    agendas: list[Row[Any]] = []
+    agendas: Sequence[Row[Any]] = ()
     if wide:
-        since = min(row.received_at for row in commands)
-        coming = "doctor_id = any(cast(:ids as uuid[])) and ends_at > :since"
-        slots += _slots(connection, coming, wide, since=since)
-        theirs += _appointments(connection, coming + " and active", wide, since=since)
-        agendas = _by_ids(connection, "select * from availabilities where doctor_id = any(cast(:ids as uuid[]))", wide)
-    doctors = _by_ids(
-        connection,
-        "select id, status, timezone, price, currency from doctors where id = any(cast(:ids as uuid[]))",
-        (row.doctor_id for row in commands),
-    )
-    people = _by_ids(
-        connection,
-        """
-        select id, status, email_confirmed_at is not null as email_confirmed, wrapped
-        from people left join person_keys on person_id = id where id = any(cast(:ids as uuid[]))
-        """,
-        patients | {row.actor_id for row in commands},
-    )
-    appointments = {row.id: row for row in (*theirs, *named)}
+        parameters = {"doctors": _texts(wide), "since": since}
+        slots = [*slots, *connection.execute(_READ_AGENDA_SLOTS, parameters)]
+        appointments = [*appointments, *connection.execute(_READ_AGENDA_APPOINTMENTS, parameters)]
+        agendas = connection.execute(_READ_AVAILABILITIES, parameters).all()
     return _Work(
         settings=settings,
         commands=commands,
@@ -289,34 +223,25 @@ def _read(connection: Connection, settings: Settings, ids: list[str], now: datet
             now=now or commands[0].now,
             limits=settings.limits,
             new_id=uuid7,
-            doctors={row.id: _doctor(row) for row in doctors},
-            patients={row.id: Patient(row.id, row.status != "active", row.email_confirmed) for row in people},
+            doctors={row.doctor_id: _doctor(row) for row in commands if row.doctor_id},
+            patients={row.patient_id: Patient(row.patient_id, row.patient_status != "active") for row in appointments}
+            | {row.actor_id: Patient(row.actor_id, row.actor_status != "active") for row in commands},
             slots={row.id: _slot(row) for row in slots},
-            appointments={row.id: _appointment(row) for row in appointments.values()},
+            appointments={row.id: _appointment(row) for row in appointments},
             availabilities={row.doctor_id: inbox.restored_availability(row.rules, row.exceptions) for row in agendas},
         ),
-        people={row.id: row for row in people},
-        histories={row.id: (row.history_length, bytes(row.history_hash)) for row in appointments.values()},
-        stored_slots=frozenset(row.id for row in slots),
-        stored_appointments=frozenset(appointments),
+        wrapped={row.patient_id: row.wrapped for row in appointments} | {row.actor_id: row.wrapped for row in commands},
+        histories={row.id: (row.history_length, bytes(row.history_hash)) for row in appointments},
     )
 
 
-def _by_ids(connection: Connection, statement: str, ids: Iterable[UUID | None], **parameters: object) -> list[Row[Any]]:
-    wanted = sorted({str(each) for each in ids if each is not None})
-    return list(connection.execute(text(statement), {"ids": wanted, **parameters})) if wanted else []
-
-
-def _appointments(connection: Connection, condition: str, ids: Iterable[UUID | None], **parameters: object) -> list[Row[Any]]:
-    return _by_ids(connection, f"select {_APPOINTMENT_COLUMNS} from appointments where {condition}", ids, **parameters)
-
-
-def _slots(connection: Connection, condition: str, ids: Iterable[UUID | None], **parameters: object) -> list[Row[Any]]:
-    return _by_ids(connection, f"select {_SLOT_COLUMNS} from slots where {condition}", ids, **parameters)
+def _texts(ids: Iterable[UUID | None]) -> list[str]:
+    return sorted({str(each) for each in ids if each is not None})
 
 
 def _doctor(row: Row[Any]) -> Doctor:
-    return Doctor(row.id, row.status == "verified", row.status == "suspended", row.timezone, row.price, row.currency)
+    verified, suspended = row.doctor_status == "verified", row.doctor_status == "suspended"
+    return Doctor(row.doctor_id, verified, suspended, row.timezone, row.price, row.currency)
 
 
 def _slot(row: Row[Any]) -> Slot:
@@ -344,19 +269,19 @@ def _appointment(row: Row[Any]) -> Appointment:
 
 
 def _write(connection: Connection, work: _Work) -> Decided:
-    """Write final states. What is changed leaves its constraints first, so that two appointments of one batch may swap places."""
-    appointments = [_appointment_row(work, each) for each in work.appointments.values()]
-    changed = [row for row in appointments if UUID(row["id"]) in work.stored_appointments]
-    slots = [_slot_row(each) for each in work.slots.values()]
-    changed_slots = [row for row in slots if UUID(row["id"]) in work.stored_slots]
-    if changed:
-        connection.execute(_LEAVE_APPOINTMENTS, {"ids": [row["id"] for row in changed]})
-    if changed_slots:
-        connection.execute(_LEAVE_SLOTS, {"ids": [row["id"] for row in changed_slots]})
-    _put(connection, _UPDATE_SLOTS, changed_slots)
-    _put(connection, _UPDATE_APPOINTMENTS, changed)
-    _put(connection, _INSERT_SLOTS, [row for row in slots if UUID(row["id"]) not in work.stored_slots])
-    _put(connection, _INSERT_APPOINTMENTS, [row for row in appointments if UUID(row["id"]) not in work.stored_appointments])
+    """Write final states. What moves leaves its constraints first, so that two appointments of one batch may swap places."""
+    slots, appointments = work.slots.values(), work.appointments.values()
+    if moved := [each.id for each in slots if each.id in work.stored_slots and work.stored_slots[each.id].during != each.during]:
+        connection.execute(_LEAVE_SLOTS, {"ids": _texts(moved)})
+    known = [each for each in appointments if each.id in work.stored_appointments]
+    if any(work.stored_appointments[each.id].slot_id != each.slot_id for each in known):
+        connection.execute(_LEAVE_APPOINTMENTS, {"ids": _texts(each.id for each in known)})
+    slot_rows = [(each.id in work.stored_slots, _slot_row(each)) for each in slots]
+    appointment_rows = [(each.id in work.stored_appointments, _appointment_row(work, each)) for each in appointments]
+    _put(connection, _UPDATE_SLOTS, [row for is_stored, row in slot_rows if is_stored])
+    _put(connection, _UPDATE_APPOINTMENTS, [row for is_stored, row in appointment_rows if is_stored])
+    _put(connection, _INSERT_SLOTS, [row for is_stored, row in slot_rows if not is_stored])
+    _put(connection, _INSERT_APPOINTMENTS, [row for is_stored, row in appointment_rows if not is_stored])
     _put(connection, _INSERT_HISTORY, work.history)
     if work.notices:
         connection.execute(_INSERT_NOTICES, {"rows": json.dumps(list(work.notices.values()))})
@@ -447,6 +372,8 @@ def _notice(row: Row[Any], notice: Notice) -> dict[str, Any]:
         "kind": notice.kind,
         "due_at": notice.due_at.isoformat(),
         "sequence": notice.sequence,
+        "starts_at": notice.during.starts_at.isoformat(),
+        "ends_at": notice.during.ends_at.isoformat(),
         "request_id": row.request_id,
     }
 
@@ -459,6 +386,65 @@ def _hex(value: bytes | None) -> str | None:
     return None if value is None else value.hex()
 
 
+# Each array is filled before a row outside it is looked at, which keeps the order: commands, then doctors, then people.
+_LOCK = text(
+    """
+    with batch as materialized (
+        select id, seq, doctor_id, actor_id, actor_role, appointment_id from commands
+        where lane = :lane and status = 'pending' and (cast(:only as uuid) is null or id = :only)
+        order by seq limit :limit for no key update
+    ), locked_doctors as materialized (
+        select id from doctors where id = any(array(select doctor_id from batch)) order by id for no key update
+    ), locked_people as materialized (
+        select id from people where (select count(*) from locked_doctors) >= 0 and id = any(array(
+            select actor_id from batch where actor_role = 'patient'
+            union select patient_id from appointments where id = any(array(select appointment_id from batch))
+        )) order by id for no key update
+    )
+    select id from batch where (select count(*) from locked_people) >= 0 order by seq
+    """
+)
+_READ_COMMANDS = text(
+    """
+    select commands.id, kind, actor_id, actor_role, doctor_id, slot_id, appointment_id, payload, secret, deadline, day,
+        received_at, request_id, clock_timestamp() as now, actors.status as actor_status, wrapped,
+        doctors.status as doctor_status, doctors.timezone, price, currency
+    from commands join people actors on actors.id = actor_id left join person_keys on person_id = actor_id
+        left join doctors on doctors.id = doctor_id
+    where commands.id = any(cast(:ids as uuid[])) order by seq
+    """
+)
+_APPOINTMENTS = """
+    select appointments.id, slot_id, doctor_id, patient_id, starts_at, ends_at, price, currency, appointments.status,
+        requested_at, expires_at, decided_at, reschedules, sequence, refusal_kind, history_length, history_hash,
+        people.status as patient_status, wrapped
+    from appointments join people on people.id = patient_id left join person_keys on person_id = patient_id
+"""
+_READ_APPOINTMENTS = text(
+    f"""
+    {_APPOINTMENTS} where appointments.id = any(array(
+        select unnest(cast(:named as uuid[]))
+        union select id from appointments
+        where patient_id = any(cast(:patients as uuid[])) and active and ends_at > :since
+    ))
+    """
+)
+_READ_AGENDA_APPOINTMENTS = text(
+    f"{_APPOINTMENTS} where doctor_id = any(cast(:doctors as uuid[])) and active and ends_at > :since"
+)
+_SLOTS = "select id, doctor_id, starts_at, ends_at, status, held, extra, price from slots"
+_READ_SLOTS = text(
+    f"""
+    {_SLOTS} where id = any(array(
+        select unnest(cast(:ids as uuid[]))
+        union select slot_id from appointments where id = any(cast(:named as uuid[]))
+    ))
+    """
+)
+_READ_AGENDA_SLOTS = text(f"{_SLOTS} where doctor_id = any(cast(:doctors as uuid[])) and ends_at > :since")
+_READ_AVAILABILITIES = text(
+    "select doctor_id, rules, exceptions from availabilities where doctor_id = any(cast(:doctors as uuid[]))"
+)
 _LEAVE_APPOINTMENTS = text("update appointments set active = false where id = any(cast(:ids as uuid[]))")
 _LEAVE_SLOTS = text("update slots set status = 'dropped' where id = any(cast(:ids as uuid[])) and status in ('open', 'booked')")
 
@@ -524,12 +510,14 @@ _INSERT_HISTORY = text(
 )
 _INSERT_NOTICES = text(
     """
-    insert into notices (id, person_id, appointment_id, kind, due_at, sequence, request_id, next_try_at)
-    select id, person_id, appointment_id, kind, due_at, sequence, request_id, due_at
+    insert into notices (id, person_id, appointment_id, kind, due_at, sequence, during, request_id, next_try_at)
+    select id, person_id, appointment_id, kind, due_at, sequence, tstzrange(starts_at, ends_at), request_id, due_at
     from jsonb_to_recordset(cast(:rows as jsonb)) as r
-        (id uuid, person_id uuid, appointment_id uuid, kind text, due_at timestamptz, sequence smallint, request_id text)
+        (id uuid, person_id uuid, appointment_id uuid, kind text, due_at timestamptz, sequence smallint, starts_at timestamptz,
+         ends_at timestamptz, request_id text)
     on conflict (appointment_id, person_id, kind, due_at) where appointment_id is not null
-    do update set sequence = excluded.sequence, next_try_at = excluded.next_try_at, dropped_at = null, drop_reason = null
+    do update set sequence = excluded.sequence, during = excluded.during, next_try_at = excluded.next_try_at,
+        dropped_at = null, drop_reason = null
     where notices.sent_at is null
     """
 )

@@ -24,7 +24,8 @@ from domain.settings import Settings
 LOCK_SECONDS: Final = 5  # short, so that a dead worker holds up its lane for seconds only
 TURN_SECONDS: Final = 2.0  # after which other lanes get their turn
 ATTEMPTS: Final = 3  # failures after which a command is rejected
-TRIES: Final = 5  # how often a lane may begin with the same command before that one is suspected of killing its worker
+TRIES: Final = 5  # how often a lane may be begun in vain before its first command is suspected of killing its worker
+BEGUN_SECONDS: Final = 300  # for so long the beginnings are counted
 
 log = structlog.get_logger()
 
@@ -47,7 +48,11 @@ class Drainer:
     engine: Engine
     cache: Cache
     broker: Redis
-    interruptions: tuple[type[BaseException], ...] = field(default=())
+    interruptions: tuple[type[BaseException], ...] = ()
+    _reads: Engine = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._reads = self.engine.execution_options(isolation_level="AUTOCOMMIT")
 
     def drain(self, lane: int) -> bool:
         """Decide what waits in a lane, for two seconds at most; whether more waits, so that the caller must wake the lane.
@@ -75,11 +80,10 @@ class Drainer:
         return False
 
     def _decide_all(self, lane: int, lock: Lock, until: float) -> None:
-        if self._is_suspect(lane):
+        if self._begin(lane) > TRIES and self._others_moved_on(lane):
             self._decide_singly(lane, lock, until, suspect=True)
             return
         while True:
-            self._clear_flag(lane)
             try:
                 with self.engine.begin() as connection:
                     decided = decide_batch(connection, self.settings, lane)
@@ -92,9 +96,10 @@ class Drainer:
             if decided is None:
                 return
             self._finish(decided)
-            if time.monotonic() >= until:
+            if len(decided.commands) < self.settings.lane_batch or time.monotonic() >= until:
                 return
             self._keep(lock)
+            self._clear_flag(lane)
 
     def _decide_singly(self, lane: int, lock: Lock, until: float, *, suspect: bool = False) -> None:
         """Decide one command at a time, so that a faulty one fails alone: its third failure rejects it, before any later one."""
@@ -142,7 +147,7 @@ class Drainer:
         return is_the_worlds_fault(error) or isinstance(error, self.interruptions)
 
     def _waits(self, lane: int) -> bool:
-        with self.engine.connect() as connection:
+        with self._reads.connect() as connection:
             return bool(
                 connection.execute(
                     text("select exists (select from commands where lane = :lane and status = 'pending')"), {"lane": lane}
@@ -150,7 +155,7 @@ class Drainer:
             )
 
     def _first(self, lane: int) -> list[UUID]:
-        with self.engine.connect() as connection:
+        with self._reads.connect() as connection:
             return list(
                 connection.execute(
                     text("select id from commands where lane = :lane and status = 'pending' order by seq limit :limit"),
@@ -158,23 +163,20 @@ class Drainer:
                 ).scalars()
             )
 
-    def _is_suspect(self, lane: int) -> bool:
-        """Whether the lane has begun with the same old command too often, while other lanes moved on."""
-        with self.engine.begin() as connection:
-            tries = connection.execute(
-                text(
-                    """
-                    update commands first set tries = tries + 1
-                    where id = (select id from commands where lane = :lane and status = 'pending' order by seq limit 1)
-                    and received_at < clock_timestamp() - interval '3 seconds'
-                    returning case when exists (
-                        select from commands other where other.decided_at > first.received_at and other.lane <> first.lane
-                    ) then tries else 0 end
-                    """
-                ),
-                {"lane": lane},
-            ).scalar()
-        return (tries or 0) > TRIES
+    def _others_moved_on(self, lane: int) -> bool:
+        """Whether other lanes have decided anything since the oldest command that waits here came."""
+        with self._reads.connect() as connection:
+            return bool(
+                connection.execute(
+                    text(
+                        """
+                        select exists (select from commands where lane <> :lane and decided_at > (
+                            select received_at from commands where lane = :lane and status = 'pending' order by seq limit 1))
+                        """
+                    ),
+                    {"lane": lane},
+                ).scalar_one()
+            )
 
     def _attempt(self, command_id: UUID) -> int | None:
         """Count an attempt before it is made, so that one which ends in death is counted; None if there is nothing to decide."""
@@ -215,8 +217,19 @@ class Drainer:
         except RedisError:
             pass
 
+    def _begin(self, lane: int) -> int:
+        """Clear the flag, and count how often the lane was begun since anything was last decided in it."""
+        try:
+            with self.broker.pipeline(transaction=False) as pipe:
+                pipe.delete(flag_name(lane))
+                pipe.incr(f"begun:{lane}")
+                pipe.expire(f"begun:{lane}", BEGUN_SECONDS)
+                return int(pipe.execute()[1])
+        except RedisError:
+            return 1
+
     def _clear_flag(self, lane: int) -> None:
         try:
-            self.broker.delete(flag_name(lane))
+            self.broker.delete(flag_name(lane), f"begun:{lane}")
         except RedisError:
             pass

@@ -266,7 +266,6 @@ class CommandRecord(Base):
     request_hash: Mapped[bytes | None]
     request_id: Mapped[str | None]
     status: Mapped[str] = mapped_column(server_default="pending")
-    tries: Mapped[int] = mapped_column(SmallInteger, server_default=text("0"))  # drains that began with it, grown old
     attempts: Mapped[int] = mapped_column(SmallInteger, server_default=text("0"))  # failures, counted one by one
     received_at: Mapped[datetime] = mapped_column(server_default=func.clock_timestamp())
     decided_at: Mapped[datetime | None]

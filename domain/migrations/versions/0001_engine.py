@@ -184,7 +184,6 @@ def upgrade() -> None:
         sa.Column("request_hash", sa.LargeBinary(), nullable=True),
         sa.Column("request_id", sa.Text(), nullable=True),
         sa.Column("status", sa.Text(), server_default="pending", nullable=False),
-        sa.Column("tries", sa.SmallInteger(), server_default=sa.text("0"), nullable=False),
         sa.Column("attempts", sa.SmallInteger(), server_default=sa.text("0"), nullable=False),
         sa.Column("received_at", sa.DateTime(timezone=True), server_default=sa.text("clock_timestamp()"), nullable=False),
         sa.Column("decided_at", sa.DateTime(timezone=True), nullable=True),
