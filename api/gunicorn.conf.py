@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import socket
+import tempfile
 from typing import Any
 
 from gunicorn import glogging, util
@@ -44,12 +46,22 @@ def write_problem(client: socket.socket, status: int, reason: str, message: str)
     util.write_nonblock(client, head.encode("latin-1") + body)
 
 
+def on_exit(server: Any) -> None:
+    """Remove what the processes counted, if nobody gave a folder for it."""
+    if _counts is not None:
+        shutil.rmtree(_counts, ignore_errors=True)
+
+
 try:
     _settings = current()
 except SettingsError as error:
     raise SystemExit(f"settings: {error}") from None
 
 util.write_error = write_problem
+
+_counts = None
+if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:  # where processes put their figures, so that any of them can tell all
+    os.environ["PROMETHEUS_MULTIPROC_DIR"] = _counts = tempfile.mkdtemp(prefix="healthmed-metrics-")
 
 bind = os.environ.get("BIND") or f"127.0.0.1:{_settings.port}"
 workers = _settings.api_workers
