@@ -174,7 +174,7 @@ class Several(_Field, fields.List):
 
     def _deserialize(self, value: Any, attr: Any, data: Any, **options: Any) -> tuple[str, ...]:  # type: ignore[override]
         texts = super()._deserialize(value, attr, data, **options)
-        words = (word.strip() for text in texts for word in text.split(","))
+        words = (word.strip() for text in texts for word in str(text).split(","))
         return tuple(dict.fromkeys(self._word.deserialize(word) for word in words if word))
 
 
@@ -184,7 +184,7 @@ class Instant(_Field, fields.AwareDateTime):
     def _deserialize(self, value: Any, attr: Any, data: Any, **options: Any) -> datetime:
         if isinstance(value, str) and _INSTANT.fullmatch(value):
             try:
-                return datetime.fromisoformat(value).astimezone(UTC)
+                return datetime.fromisoformat(value.upper()).astimezone(UTC)
             except (ValueError, OverflowError):
                 pass
         raise ValidationError("Deve ser um instante com fuso, como 2026-12-01T09:00:00-03:00. / Must be a time with its offset.")
