@@ -204,7 +204,7 @@ def test_what_was_killed_serves_again_at_its_address_with_its_data(up: Up):
     eventually(lambda: up.leader("bin/postgres"), 5).kill()
     eventually(lambda: up.leader("gunicorn"), 5).kill()
     assert rows_again(services["database_url"], "select count(*) from people") == people
-    eventually(lambda: fetch(f"{up.base}/readyz") == 200, 15)
+    eventually(lambda: fetch(f"{up.base}/readyz") == 200, 30)
 
 
 def test_a_stack_that_is_stopped_ends_within_30_seconds_leaves_no_process_and_keeps_its_data(up: Up):
