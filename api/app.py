@@ -11,7 +11,7 @@ from redis import Redis
 from redis.backoff import NoBackoff
 from redis.connection import BlockingConnectionPool
 from redis.retry import Retry
-from werkzeug.exceptions import BadRequest, RequestEntityTooLarge
+from werkzeug.exceptions import BadRequest, HTTPException, RequestEntityTooLarge
 from werkzeug.middleware.proxy_fix import ProxyFix
 
 from api import (
@@ -119,7 +119,9 @@ def _frame(app: Flask, settings: Settings) -> None:
         # Read here, so that a route without a body refuses one that is too large, too.
         try:
             body = request.get_data(cache=True)
-        except OSError:
+        except HTTPException:
+            raise
+        except Exception:  # whatever a server raises for a body that breaks off or is no chunks
             raise BadRequest("O corpo chegou quebrado. / The body arrived broken.") from None
         if len(body) > MAX_BODY:
             raise RequestEntityTooLarge

@@ -21,6 +21,8 @@ from domain.tokens import ACCESS_LIFE, Pair
 
 WRONG = "Login ou senha incorretos. / Wrong log-in or password."
 
+_NOBODY = UUID(int=0)  # asked after in the place of an account that isn't there, which must take as long
+
 blp = Blueprint("sessions", __name__, description="Entrar e sair / Logging in and out")
 
 
@@ -77,8 +79,10 @@ class Sessions(Answer):
 @policy(Anyone)
 @blp.arguments(DoctorLogIn)
 @blp.response(200, Tokens)
+@blp.alt_response(401)
+@blp.alt_response(429)
 def log_in_doctor(body: dict[str, Any]) -> dict[str, Any]:
-    """Log in as a doctor."""
+    """Entrar como médico. / Log in as a doctor."""
     with services().reads.connect() as connection:
         account = identity.account_of_doctor(connection, body["crm"])
     return _log_in(account, Role.DOCTOR, f"{body['crm'].number}/{body['crm'].state}", body["password"])
@@ -88,8 +92,10 @@ def log_in_doctor(body: dict[str, Any]) -> dict[str, Any]:
 @policy(Anyone)
 @blp.arguments(LogIn)
 @blp.response(200, Tokens)
+@blp.alt_response(401)
+@blp.alt_response(429)
 def log_in_patient(body: dict[str, Any]) -> dict[str, Any]:
-    """Log in as a patient."""
+    """Entrar como paciente. / Log in as a patient."""
     return _log_in_by_text(Role.PATIENT, body)
 
 
@@ -97,8 +103,10 @@ def log_in_patient(body: dict[str, Any]) -> dict[str, Any]:
 @policy(Anyone)
 @blp.arguments(LogIn)
 @blp.response(200, Tokens)
+@blp.alt_response(401)
+@blp.alt_response(429)
 def log_in_staff(body: dict[str, Any]) -> dict[str, Any]:
-    """Log in as staff."""
+    """Entrar como equipe. / Log in as staff."""
     return _log_in_by_text(Role.STAFF, body)
 
 
@@ -107,7 +115,7 @@ def log_in_staff(body: dict[str, Any]) -> dict[str, Any]:
 @blp.arguments(Nothing, required=False)
 @blp.response(200, Tokens)
 def refresh(_: dict[str, Any]) -> dict[str, Any]:
-    """Exchange a refresh token, which dies by it, for new tokens."""
+    """Trocar o refresh token por novos. / Exchange a refresh token, which dies by it, for new tokens."""
     use, caller = services(), current()
     return _tokens(sessions.refresh(use.engine, use.cache, use.settings, caller.session_id, caller.token_id))
 
@@ -117,7 +125,7 @@ def refresh(_: dict[str, Any]) -> dict[str, Any]:
 @blp.arguments(Nothing, required=False)
 @blp.response(204)
 def log_out(_: dict[str, Any]) -> Response:
-    """End this session: its tokens die at once."""
+    """Sair. / End this session: its tokens die at once."""
     with changing(services().engine, services().cache) as change:
         sessions.end(change, current().session_id)
     return Response(status=204)
@@ -127,7 +135,7 @@ def log_out(_: dict[str, Any]) -> Response:
 @policy(AnyToken)
 @blp.response(200, Sessions)
 def list_sessions() -> dict[str, Any]:
-    """Where the account is logged in."""
+    """Ver onde a conta está aberta. / Where the account is logged in."""
     with services().reads.connect() as connection:
         found = sessions.open_sessions(connection, services().settings, current().id)
     return {"items": [{**_shown(each), "current": each.id == current().session_id} for each in found]}
@@ -138,7 +146,7 @@ def list_sessions() -> dict[str, Any]:
 @blp.arguments(Nothing, required=False)
 @blp.response(204)
 def end_session(_: dict[str, Any], session_id: UUID) -> Response:
-    """End one of the account's sessions."""
+    """Encerrar uma das sessões da conta. / End one of the account's sessions."""
     with changing(services().engine, services().cache) as change:
         sessions.end_own(change, current().id, session_id)
     return Response(status=204)
@@ -153,12 +161,11 @@ def check_password(account: Account | None, tried: str, password: str) -> bool:
     """
     use, address = services(), client_address()
     origin = sessions.address_hash(use.settings, address).hex()
-    key = str(account.id) if account else privacy.look_up_hash(use.settings.hash_key, "login", tried).hex()
-    limit = FAILURES_OF_ACCOUNT
-    if account is not None:
-        with use.reads.connect() as connection:
-            if sessions.known_address(connection, use.settings, account.id, address):
-                limit, key = FAILURES_FROM_KNOWN, f"{key}:{origin}"
+    person_id = account.id if account else _NOBODY
+    with use.reads.connect() as connection:
+        known = sessions.known_address(connection, use.settings, person_id, address)
+    key = str(person_id) if account else privacy.look_up_hash(use.settings.hash_key, "login", tried).hex()
+    limit, key = (FAILURES_FROM_KNOWN, f"{key}:{origin}") if known else (FAILURES_OF_ACCOUNT, key)
     use.attempts.check(FAILURES_FROM_ADDRESS, origin)
     use.attempts.check(limit, key)
     right = passwords.verify_password(account.password_hash if account else None, password)
