@@ -220,8 +220,10 @@ class DoctorsForStaff(Answer):
 @policy(Anyone)
 @blp.arguments(PatientBody)
 @blp.response(201, PatientAccount)
+@blp.alt_response(409)
+@blp.alt_response(429)
 def register_patient(body: dict[str, Any]) -> dict[str, Any]:
-    """Register as a patient."""
+    """Cadastrar-se como paciente. / Register as a patient."""
     del body["accepts_terms"]
     return _registered(identity.register_patient, NewPatient(**body))
 
@@ -230,8 +232,10 @@ def register_patient(body: dict[str, Any]) -> dict[str, Any]:
 @policy(Anyone)
 @blp.arguments(DoctorBody)
 @blp.response(201, DoctorAccount)
+@blp.alt_response(409)
+@blp.alt_response(429)
 def register_doctor(body: dict[str, Any]) -> dict[str, Any]:
-    """Register as a doctor, whom nobody sees or books until staff has verified them."""
+    """Cadastrar-se como médico. / Register as a doctor, whom nobody sees or books until staff has verified them."""
     return _registered(identity.register_doctor, NewDoctor(**body))
 
 
@@ -239,7 +243,7 @@ def register_doctor(body: dict[str, Any]) -> dict[str, Any]:
 @policy(AnyToken)
 @blp.response(200, Account)
 def own_account() -> dict[str, Any]:
-    """One's own account."""
+    """Ver a própria conta. / One's own account."""
     return _account(current().id)
 
 
@@ -247,8 +251,9 @@ def own_account() -> dict[str, Any]:
 @policy(Patient)
 @blp.arguments(PatientEdits)
 @blp.response(200, PatientAccount)
+@blp.alt_response(409)
 def change_patient(edits: dict[str, Any]) -> dict[str, Any]:
-    """Change one's own account as a patient."""
+    """Mudar a própria conta de paciente. / Change one's own account as a patient."""
     with changing(services().engine, services().cache) as change:
         identity.change_patient(change, services().settings, current().id, edits)
     return _account(current().id)
@@ -259,7 +264,7 @@ def change_patient(edits: dict[str, Any]) -> dict[str, Any]:
 @blp.arguments(DoctorEdits)
 @blp.response(200, DoctorAccount)
 def change_doctor(edits: dict[str, Any]) -> dict[str, Any]:
-    """Change one's own account as a doctor."""
+    """Mudar a própria conta de médico. / Change one's own account as a doctor."""
     with changing(services().engine, services().cache) as change:
         identity.change_doctor(change, services().settings, current().id, edits)
     return _account(current().id)
@@ -269,8 +274,9 @@ def change_doctor(edits: dict[str, Any]) -> dict[str, Any]:
 @policy(AnyToken)
 @blp.arguments(PasswordBody)
 @blp.response(204)
+@blp.alt_response(429)
 def change_password(body: dict[str, Any]) -> Response:
-    """Choose another password; every other session of the account ends."""
+    """Trocar a senha. / Choose another password; every other session of the account ends."""
     use, caller = services(), current()
     with use.reads.connect() as connection:
         account = identity.account_of_person(connection, caller.id)
@@ -287,8 +293,9 @@ def change_password(body: dict[str, Any]) -> Response:
 @policy(Staff)
 @blp.arguments(VerificationBody)
 @blp.response(200, DoctorForStaff)
+@blp.alt_response(409)
 def decide_verification(body: dict[str, Any], doctor_id: UUID) -> dict[str, Any]:
-    """Verify, reject or suspend a doctor."""
+    """Verificar, rejeitar ou suspender um médico. / Verify, reject or suspend a doctor."""
     use = services()
     with changing(use.engine, use.cache) as change:
         lane = identity.decide_verification(change, use.settings, sender(), doctor_id, body["decision"], body.get("reason"))
@@ -303,7 +310,7 @@ def decide_verification(body: dict[str, Any], doctor_id: UUID) -> dict[str, Any]
 @blp.arguments(StaffQuery, location="query")
 @blp.response(200, DoctorsForStaff)
 def list_doctors(query: dict[str, Any]) -> dict[str, Any]:
-    """The doctors with their status, for verification."""
+    """Ver os médicos e sua situação. / The doctors with their status, for verification."""
     page, page_size = query["page"], query["page_size"]
     with services().reads.connect() as connection:
         items, total = identity.doctors_for_staff(

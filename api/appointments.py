@@ -192,6 +192,7 @@ def show_appointment(appointment_id: UUID) -> Response:
 @blp.post("/appointments")
 @policy(Patient)
 @blp.arguments(Booking)
+@blp.alt_response(404)
 @stores
 def book(asked: Book) -> Command:
     """Pedir um horário. / Request a slot."""
