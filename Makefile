@@ -34,5 +34,5 @@ lock: .venv/.installed ## Choose the newest versions that setup.cfg allows, and 
 	this one is " + sys.version.split()[0] + ". Say which one to use: make PYTHON=python3.11 up")'
 	@echo "Installing the packages of requirements.lock in .venv (once) ..."
 	@$(PYTHON) -m venv .venv || { echo "Could not make .venv (on Debian and Ubuntu, the package python3-venv is needed)." >&2; exit 1; }
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --only-binary :all: -r requirements.lock
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check --require-hashes --only-binary :all: -r requirements.lock
 	@touch $@

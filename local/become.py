@@ -11,8 +11,10 @@ import pwd
 import sys
 from pathlib import Path
 
-PR_SET_PDEATHSIG, PR_SET_KEEPCAPS, PR_CAPBSET_READ, PR_CAP_AMBIENT, PR_CAP_AMBIENT_RAISE = 1, 8, 23, 47, 2
-CAP_DAC_OVERRIDE, CAP_SETGID, CAP_SETUID = 1, 6, 7
+PR_SET_PDEATHSIG, PR_CAPBSET_READ, PR_SET_SECUREBITS, PR_CAP_AMBIENT, PR_CAP_AMBIENT_RAISE = 1, 23, 28, 47, 2
+SECBIT_NO_SETUID_FIXUP = 4
+CAP_DAC_OVERRIDE, CAP_SETGID, CAP_SETUID, CAP_SETPCAP = 1, 6, 7, 8
+NEEDED = (CAP_DAC_OVERRIDE, CAP_SETGID, CAP_SETUID, CAP_SETPCAP)
 CAPABILITY_VERSION_3 = 0x20080522
 CLONE_NEWUSER = 0x10000000
 
@@ -57,13 +59,14 @@ def _can_change_user() -> bool:
     """Whether root may take on another user here and keep the right to pass through folders."""
     if sys.platform != "linux":
         return True
-    return all(_libc().prctl(PR_CAPBSET_READ, right) == 1 for right in (CAP_DAC_OVERRIDE, CAP_SETGID, CAP_SETUID))
+    return all(_libc().prctl(PR_CAPBSET_READ, right) == 1 for right in NEEDED)
 
 
 def _change_user(user: int, group: int) -> None:
     libc = _libc()
     if sys.platform == "linux":
-        libc.prctl(PR_SET_KEEPCAPS, 1)
+        # Else rights go with root's number, and access(2), which initdb asks, counts none for anybody but root.
+        libc.prctl(PR_SET_SECUREBITS, SECBIT_NO_SETUID_FIXUP)
     os.setgroups([])
     os.setgid(group)
     os.setuid(user)

