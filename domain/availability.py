@@ -101,8 +101,8 @@ def intervals(availability: Availability, timezone: str, window: Interval) -> li
     two overlap. Raises ZoneInfoNotFoundError for an unknown time zone.
     """
     zone = ZoneInfo(timezone)
-    # A day more at both ends, since clocks put back at midnight show the day before once again.
-    day = window.starts_at.astimezone(zone).date() - _DAY
+    day = window.starts_at.astimezone(zone).date()
+    # A day more, since a clock put back just after midnight shows the day before once again.
     last = window.ends_at.astimezone(zone).date() + _DAY
     made: list[Interval] = []
     while day <= last:
@@ -173,9 +173,7 @@ def free(
         min(window.ends_at, slot.during.ends_at),
     )
     wanted = [
-        each
-        for each in intervals(availability(), doctor.timezone, place)
-        if each.starts_at > now and each.overlaps(slot.during)
+        each for each in intervals(availability(), doctor.timezone, place) if each.starts_at > now and each.overlaps(slot.during)
     ]
     others = [each for each in slots if each.id != slot.id]
     return Revision(_made(doctor, wanted, others, new_id), (replace(slot, status=SlotStatus.DROPPED),))
@@ -231,13 +229,9 @@ def _fitted(slot: Slot, held: bool) -> Slot:
     return slot
 
 
-def _made(
-    doctor: Doctor, wanted: Iterable[Interval], slots: Sequence[Slot], new_id: Callable[[], UUID]
-) -> tuple[Slot, ...]:
+def _made(doctor: Doctor, wanted: Iterable[Interval], slots: Sequence[Slot], new_id: Callable[[], UUID]) -> tuple[Slot, ...]:
     withdrawn = {slot.during for slot in slots if slot.status is SlotStatus.WITHDRAWN}
     clear = _clear_of((slot.during for slot in slots if slot.occupies), wanted)
     return tuple(
-        Slot(new_id(), doctor.id, interval, SlotStatus.OPEN, held=True)
-        for interval in clear
-        if interval not in withdrawn
+        Slot(new_id(), doctor.id, interval, SlotStatus.OPEN, held=True) for interval in clear if interval not in withdrawn
     )
