@@ -28,6 +28,7 @@ from redis.exceptions import TimeoutError as RedisTimeout
 from redis.retry import Retry
 from sqlalchemy import Connection, Engine, Row, text
 from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 from uuid_utils.compat import uuid7
 
 from domain import database
@@ -163,8 +164,10 @@ class Cache:
                 filled = self._filled(epoch, [wanted[place] for place in missing], fill, reader)
                 for place, answer in zip(missing, filled, strict=True):
                     answers[place] = answer
-        except DBAPIError as error:
-            if not database.is_unreachable(error):
+        except (DBAPIError, PoolTimeout) as error:
+            # A pool that gives no connection tells little by itself; beside a row that could not be read for as long, enough.
+            gone = self._row.epoch() is None if isinstance(error, PoolTimeout) else database.is_unreachable(error)
+            if not gone:
                 raise
             return self._without_database(wanted, reader)
         return [_for_reader(answer, reader) for answer in answers]
@@ -504,6 +507,7 @@ class _Row:
         self._engine = database.connect(settings.database_url, pool_size=1).execution_options(isolation_level="AUTOCOMMIT")
         self._connection: Connection | None = None
         self._reading: _Reading | None = None
+        self._looking = threading.Lock()
         self._stopped = threading.Event()
         self.unreachable = False  # whether the last look found no database
 
@@ -513,6 +517,9 @@ class _Row:
 
     def stop(self) -> None:
         self._stopped.set()
+        with self._looking:
+            self._drop()
+        self._engine.dispose()
 
     def epoch(self) -> int | None:
         """The epoch of a cache that is to be believed now; else None."""
@@ -537,17 +544,22 @@ class _Row:
         return reading.clock + time.monotonic() - reading.had_at
 
     def _read(self) -> _Reading:
-        reading = self._reading
-        if reading is None:
+        if self._reading is None:
+            self._look()
+        if self._reading is None:
             raise Unavailable(retry_after=1)
-        return reading
+        return self._reading
 
     def _watch(self) -> None:
         while not self._stopped.wait(1.0):
             self._look()
-        self._drop()
 
     def _look(self) -> None:
+        with self._looking:
+            if not self._stopped.is_set():
+                self._look_twice()
+
+    def _look_twice(self) -> None:
         for _ in range(2):  # a connection that was lost is not yet a database that can't be reached
             asked_at = time.monotonic()
             try:
@@ -584,7 +596,7 @@ class _Flight:
         self.key = key
         self.lease = lease
         self.answer: Answer | None = None
-        self.error: BaseException | None = None
+        self.error: Exception | None = None
         self.over = threading.Event()
 
     def landed(self) -> Answer | None:
@@ -621,7 +633,7 @@ class _Flights:
             yield
         except BaseException as error:
             for flight in flights:
-                flight.error = error
+                flight.error = error if isinstance(error, Exception) else Unavailable(retry_after=1)
             raise
         finally:
             with self._lock:
