@@ -85,13 +85,14 @@ class Transition:
 
 @dataclass(frozen=True, slots=True)
 class Notice:
-    """That a person must be told something of an appointment, at `due_at`."""
+    """That a person must be told something of an appointment, at `due_at`: one kind at one instant is one notice."""
 
     appointment_id: UUID
     person_id: UUID
     kind: str
     due_at: datetime
-    sequence: int
+    sequence: int = field(compare=False)
+    during: Interval = field(compare=False)  # told as it is now, however late it is told
 
 
 @dataclass(frozen=True, slots=True)
@@ -533,13 +534,15 @@ def _step(appointment: Appointment, envelope: Envelope, reason: str | None = Non
 
 
 def _tell(appointment: Appointment, kind: str, schedule: Schedule, *people: UUID) -> tuple[Notice, ...]:
-    return tuple(Notice(appointment.id, each, kind, schedule.now, appointment.sequence) for each in people)
+    return tuple(
+        Notice(appointment.id, each, kind, schedule.now, appointment.sequence, appointment.during) for each in people
+    )
 
 
 def _reminders(appointment: Appointment, schedule: Schedule, *people: UUID) -> tuple[Notice, ...]:
     times = (appointment.during.starts_at - timedelta(seconds=before) for before in schedule.limits.reminders)
     return tuple(
-        Notice(appointment.id, each, "reminder", due_at, appointment.sequence)
+        Notice(appointment.id, each, "reminder", due_at, appointment.sequence, appointment.during)
         for due_at in times
         if due_at > schedule.now
         for each in people

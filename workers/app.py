@@ -21,7 +21,7 @@ from domain.lanes import flag_name
 BOOKING: Final = "booking"
 NOTIFICATIONS: Final = "notifications"
 FLAG_SECONDS: Final = 5  # how long one wake-up of a lane stands for all; a lost one heals when it has gone
-HEARTBEAT_SECONDS: Final = 5
+HEARTBEAT_SECONDS: Final = 1
 
 WAKE_UPS = Counter("healthmed_wake_ups", "Wake-ups of lanes that this process handed to the broker, or could not.", ["outcome"])
 

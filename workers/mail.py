@@ -91,7 +91,6 @@ def compose(letter: Letter, settings: Settings) -> EmailMessage:
     message["Subject"] = content["subject"]
     message["Date"] = format_datetime(notice.now)
     message["Message-ID"] = f"<{notice.id}@{sender.rpartition('@')[2]}>"
-    message["Content-Language"] = recipient.language
     message["Auto-Submitted"] = "auto-generated"
     message.set_content(_templates().get_template("mail.txt").render(content))
     message.add_alternative(_templates().get_template("mail.html").render(content), subtype="html")
@@ -101,6 +100,7 @@ def compose(letter: Letter, settings: Settings) -> EmailMessage:
         organizer, attendee = Party("Health&Med", sender), Party(_line(recipient.name), recipient.email)
         calendar = invitation(method, entry, organizer, attendee)
         message.add_alternative(calendar, subtype="calendar", params={"method": method})
+    message["Content-Language"] = recipient.language  # last, since each part takes such headers for its own
     return message
 
 
@@ -139,17 +139,21 @@ class Courier:
                 smtp.close()
 
     def _connected(self) -> smtplib.SMTP:
-        host, tls = self._url.hostname or "127.0.0.1", ssl.create_default_context()
+        host, port, tls = self._url.hostname or "127.0.0.1", self._url.port or 0, ssl.create_default_context()
         smtp: smtplib.SMTP
         if self._url.scheme == "smtps":
-            smtp = smtplib.SMTP_SSL(host, self._url.port or 465, timeout=SMTP_SECONDS, context=tls)
+            smtp = smtplib.SMTP_SSL(host, port, timeout=SMTP_SECONDS, context=tls)
         else:
-            smtp = smtplib.SMTP(host, self._url.port or 25, timeout=SMTP_SECONDS)
+            smtp = smtplib.SMTP(host, port, timeout=SMTP_SECONDS)
+        try:
             smtp.ehlo_or_helo_if_needed()
-            if smtp.has_extn("starttls") or self._url.username:  # a password never goes out in the clear
-                smtp.starttls(context=tls)
-        if self._url.username:
-            smtp.login(unquote(self._url.username), unquote(self._url.password or ""))
+            if self._url.scheme != "smtps" and (smtp.has_extn("starttls") or self._url.username):
+                smtp.starttls(context=tls)  # a password never goes out in the clear
+            if self._url.username:
+                smtp.login(unquote(self._url.username), unquote(self._url.password or ""))
+        except BaseException:
+            smtp.close()
+            raise
         return smtp
 
 
@@ -215,10 +219,10 @@ def _facts(
     facts.append((labels["when"], span))
     if visit.join_url is not None and notice.kind in (Kind.ACCEPTED, Kind.REMINDER):
         facts.append((labels["join_url"], visit.join_url))
-    if notice.kind == Kind.REFUSED and visit.refusal_kind is not None:
-        facts.append((labels["reason"], words["refusal"][visit.refusal_kind]))
-    if notice.kind in (Kind.REFUSED, Kind.CANCELLED) and visit.reason is not None:
-        facts.append((labels["reason"], _line(visit.reason)))
+    if notice.kind in (Kind.REFUSED, Kind.CANCELLED):
+        kind = visit.refusal_kind and words["refusal"][visit.refusal_kind]
+        if reasons := [each for each in (kind, visit.reason and _line(visit.reason)) if each]:
+            facts.append((labels["reason"], ": ".join(reasons)))
     return facts
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import time
@@ -112,7 +113,7 @@ def main() -> NoReturn:
 
 
 def _end(*_: Any) -> NoReturn:
-    sys.exit(0)
+    os._exit(0)  # an orderly exit would wait for whatever does not answer
 
 
 if __name__ == "__main__":
