@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 from flask import Flask
@@ -26,6 +27,14 @@ def app(settings: Settings) -> Iterator[Flask]:
 def client(app: Flask, postgres: object, broker: object, cache_server: object) -> FlaskClient:
     """Somebody who sends requests; the servers are clean."""
     return app.test_client()
+
+
+@pytest.fixture
+def limited(settings: Settings, client: FlaskClient) -> Iterator[FlaskClient]:
+    """A client of an application that counts attempts and believes one proxy."""
+    app = create_app(replace(settings, rate_limits=True, proxy_hops=1))
+    yield app.test_client()
+    app.extensions["healthmed"].close()
 
 
 @pytest.fixture

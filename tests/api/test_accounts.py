@@ -10,6 +10,7 @@ from flask.testing import FlaskClient
 from sqlalchemy import text
 from uuid_utils.compat import uuid7
 
+from api.attempts import Limit
 from domain import identity
 from domain.schedule import Role
 from tests.factories import PASSWORD, Accounts, cpf, doctor_body, patient_body
@@ -152,6 +153,19 @@ def test_a_known_email_or_cpf_answers_the_same_and_its_owner_is_told_once(
     assert [(str(row.person_id), row.kind, row.request_id, row.sent_at) for row in told] == [
         (owner, "already_registered", "twice", None)
     ]
+
+
+def test_asking_who_is_registered_is_limited_per_address(
+    limited: FlaskClient, accounts: Accounts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("api.accounts.CLASHES", Limit.of("clashes", "2 per hour"))
+    known = patient_body()
+    assert limited.post("/api/v1/patients", json=known).status_code == 201
+    answers = [limited.post("/api/v1/patients", json=known) for _ in range(3)]
+    assert [answer.status_code for answer in answers] == [409, 409, 429]
+    assert 1 <= int(answers[-1].headers["Retry-After"]) <= 3600
+    elsewhere = limited.post("/api/v1/patients", json=known, headers={"X-Forwarded-For": "203.0.113.1"})
+    assert elsewhere.status_code == 409
 
 
 def test_a_crm_is_unique_by_number_and_state_among_those_not_rejected(client: FlaskClient, accounts: Accounts) -> None:

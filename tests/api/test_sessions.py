@@ -5,8 +5,6 @@ from __future__ import annotations
 import base64
 import json
 import time
-from collections.abc import Iterator
-from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from statistics import median
 
@@ -16,9 +14,7 @@ from flask import Flask
 from flask.testing import FlaskClient
 from sqlalchemy import text
 
-from api.app import create_app
 from domain.schedule import Role
-from domain.settings import Settings
 from local.servers import Broker
 from local.servers import Cache as CacheServer
 from tests.factories import PASSWORD, Accounts, Someone, bearer, cpf
@@ -26,14 +22,6 @@ from tests.factories import PASSWORD, Accounts, Someone, bearer, cpf
 ME = "/api/v1/me"
 REFRESH = "/api/v1/auth/refresh"
 LOG_OUT = "/api/v1/auth/logout"
-
-
-@pytest.fixture
-def limited(settings: Settings, client: FlaskClient) -> Iterator[FlaskClient]:
-    """A client of an application that counts attempts and believes one proxy."""
-    app = create_app(replace(settings, rate_limits=True, proxy_hops=1))
-    yield app.test_client()
-    app.extensions["healthmed"].close()
 
 
 def test_a_doctor_logs_in_by_crm_in_the_forms_people_write(client: FlaskClient, accounts: Accounts) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
@@ -24,7 +25,7 @@ HOME = sessions.Origin("192.0.2.1", "a browser")
 
 @pytest.fixture
 def engine(settings: Settings) -> Iterator[Engine]:
-    engine = create_engine(settings.database_url)
+    engine = create_engine(settings.database_url, pool_size=10)
     yield engine
     engine.dispose()
 
@@ -100,8 +101,16 @@ def test_refreshing_at_once_gives_everybody_the_same_successor(
     engine: Engine, cache: Cache, settings: Settings, person_id: UUID
 ) -> None:
     pair = log_in(engine, settings, person_id)
-    with ThreadPoolExecutor(4) as threads:
-        successors = list(threads.map(lambda _: refreshed(engine, cache, settings, pair.refresh), range(12)))
+    waiting = text("select count(*) from pg_stat_activity where wait_event_type = 'Lock' and datname = current_database()")
+    with ThreadPoolExecutor(4) as threads, engine.connect() as watcher:
+        with engine.begin() as holder:  # so that all of them have come before the first one goes on
+            holder.execute(text("select from sessions for update"))
+            clicks = [threads.submit(refreshed, engine, cache, settings, pair.refresh) for _ in range(4)]
+            deadline = time.monotonic() + 1.5
+            while watcher.execute(waiting).scalar_one() < 4:
+                watcher.rollback()
+                assert time.monotonic() < deadline
+        successors = [click.result() for click in clicks]
     assert len({successor.refresh for successor in successors}) == 1
     assert len({successor.access for successor in successors}) == 1
 
