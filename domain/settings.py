@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import base64
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from email.utils import parseaddr
 from functools import cache
 from pathlib import Path
 
@@ -80,8 +82,8 @@ def load(environ: Mapping[str, str]) -> Settings:
         database_migration_url=read.database("DATABASE_MIGRATION_URL", database_url),
         broker_url=read.text("BROKER_URL"),
         cache_url=read.text("CACHE_URL"),
-        smtp_url=read.text("SMTP_URL", "smtp://127.0.0.1:25"),
-        mail_from=read.text("MAIL_FROM", "Health&Med <agenda@healthmed.example>"),
+        smtp_url=read.mail_server("SMTP_URL", "smtp://127.0.0.1:25"),
+        mail_from=read.mailbox("MAIL_FROM", "Health&Med <agenda@healthmed.example>"),
         jwt_keys=read.key_ring("JWT_KEYS"),
         data_keys=read.key_ring("DATA_KEYS"),
         hash_key=read.key("HASH_KEY"),
@@ -168,6 +170,19 @@ class _Reader:
             if value:
                 self.wrong(name, str(error))
             return KeyRing("", {})
+
+    def mail_server(self, name: str, default: str) -> str:
+        value = self.text(name, default)
+        if not value.startswith(("smtp://", "smtps://")):
+            self.wrong(name, "must begin with smtp:// or smtps://")
+        return value
+
+    def mailbox(self, name: str, default: str) -> str:
+        """An address with a name before it or none, as in `Health&Med <agenda@healthmed.example>`."""
+        value = self.text(name, default)
+        if not re.fullmatch(r"[^@\s]+@[^@\s]+", parseaddr(value)[1]):
+            self.wrong(name, "must be an e-mail address")
+        return value
 
     def key(self, name: str) -> bytes:
         """A secret of 32 bytes, in base64."""
