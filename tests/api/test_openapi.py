@@ -11,6 +11,7 @@ import schemathesis
 from flask import Flask
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
+from schemathesis import GenerationMode
 from schemathesis.checks import not_a_server_error
 from schemathesis.specs.openapi.checks import (
     content_type_conformance,
@@ -117,6 +118,8 @@ def test_whatever_is_sent_the_answer_is_as_the_document_says(app: Flask, clinic:
 
 def send_all_sorts(operation: Any, headers: dict[str, str], real: dict[str, str]) -> None:
     """Send requests that fit the document and requests that don't, half of them with ids of what is there."""
+    fitting = operation.as_strategy(generation_mode=GenerationMode.POSITIVE)
+    missing = operation.as_strategy(generation_mode=GenerationMode.NEGATIVE)
 
     @settings(
         max_examples=EXAMPLES,
@@ -126,7 +129,7 @@ def send_all_sorts(operation: Any, headers: dict[str, str], real: dict[str, str]
         phases=[Phase.generate],
         suppress_health_check=list(HealthCheck),
     )
-    @given(case=operation.as_strategy(), found=st.booleans())
+    @given(case=fitting | missing, found=st.booleans())
     def send(case: schemathesis.Case, found: bool) -> None:
         if found and case.path_parameters:
             case.path_parameters = {name: real.get(name, value) for name, value in case.path_parameters.items()}
