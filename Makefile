@@ -3,7 +3,7 @@ SHELL := /bin/sh
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help up demo test lint bench lock
+.PHONY: help up demo test security lint bench lock
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -16,6 +16,9 @@ demo: .venv/.installed ## Go the whole way of a booking through HTTP, step by st
 
 test: lint ## Check style, types and imports, then run every test
 	@exec $(BIN)/python -m pytest -q -n 2 --dist loadfile
+
+security: .venv/.installed ## Run the tests of security with their full numbers (a quarter of an hour)
+	@exec $(BIN)/python -m pytest -q --long --timeout 1800 tests/security
 
 lint: .venv/.installed ## Check style, types and who imports whom
 	@$(BIN)/ruff check

@@ -33,6 +33,17 @@ EMPTY = """
 """
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """`--long` asks the tests of security for their full numbers."""
+    parser.addoption("--long", action="store_true", help="run the tests of security with their full numbers")
+
+
+@pytest.fixture(scope="session")
+def long(request: pytest.FixtureRequest) -> bool:
+    """Whether the full numbers are asked for (`make security`) rather than a short version (`make test`)."""
+    return bool(request.config.getoption("--long"))
+
+
 @pytest.fixture(scope="session")
 def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Postgres]:
     """PostgreSQL with the schema at its newest; it survives a kill but no power cut, and is the quicker for it."""
