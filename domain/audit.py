@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import json
+from collections.abc import Iterable, Sequence
+from datetime import UTC
+from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection, Row, text
 
+from domain.chains import link
 from domain.errors import Unavailable
 from domain.schedule import Role
 
@@ -14,33 +18,30 @@ READ = "read"
 
 _ATTEMPTS = 20  # each one lost means that somebody else wrote to the same chain meanwhile
 
-# One statement, so that it holds with and without a transaction around it. Two writers to one chain want the same position:
-# the second waits for the first, inserts nothing, and looks again.
+# Two writers to one chain want the same position: the second waits for the first, inserts nothing, and looks again.
 _APPEND = text(
     """
     insert into audit (subject_id, position, actor_id, actor_role, action, about, at, hour, hash)
-    select subject_id, position, :actor_id, :actor_role, :action, :about, at, date_trunc('hour', at, 'UTC'),
-           sha256(previous || convert_to(concat_ws('|', subject_id, position, cast(:actor_id as uuid), :actor_role, :action,
-               coalesce(cast(:about as uuid)::text, ''), (extract(epoch from at) * 1000000)::bigint), 'UTF8'))
-    from (
-        select subject_id, coalesce(last.position, 0) + 1 as position, coalesce(last.hash, '') as previous,
-               clock_timestamp() as at
-        from unnest(cast(:subjects as uuid[])) as subjects(subject_id)
-        left join lateral (
-            select position, hash from audit where audit.subject_id = subjects.subject_id order by position desc limit 1
-        ) as last on true
-        order by subject_id
-    ) as links
+    select subject_id, position, actor_id, actor_role, action, about, at, date_trunc('hour', at, 'UTC'), decode(hash, 'hex')
+    from jsonb_to_recordset(cast(:rows as jsonb)) as r
+        (subject_id uuid, position bigint, actor_id uuid, actor_role text, action text, about uuid, at timestamptz, hash text)
+    order by subject_id
     on conflict do nothing
-    returning subject_id
     """
 )
-_UNREAD = text(
-    """
-    select subject_id from unnest(cast(:subjects as uuid[])) as subjects(subject_id)
-    where not exists (
+_LAST = """
+    select subject_id, coalesce(last.position, 0) as position, coalesce(last.hash, '') as hash, clock_timestamp() as now
+    from unnest(cast(:subjects as uuid[])) as subjects(subject_id)
+    left join lateral (
+        select position, hash from audit where audit.subject_id = subjects.subject_id order by position desc limit 1
+    ) as last on true
+"""
+_LAST_OF_ALL = text(_LAST)
+_LAST_OF_UNREAD = text(
+    f"""
+    {_LAST} where not exists (
         select from audit
-        where actor_id = :actor_id and audit.subject_id = subjects.subject_id and action = 'read'
+        where actor_id = :actor_id and audit.subject_id = subjects.subject_id and action = '{READ}'
               and hour = date_trunc('hour', clock_timestamp(), 'UTC')
     )
     """
@@ -52,7 +53,8 @@ def record(
 ) -> None:
     """Write down that somebody did something to a person's account, in the transaction that does it."""
     for _ in range(_ATTEMPTS):
-        if _append(connection, [subject_id], actor_id, actor_role, action, about):
+        last = connection.execute(_LAST_OF_ALL, {"subjects": [str(subject_id)]}).all()
+        if _append(connection, last, actor_id, actor_role, action, about):
             return
     raise Unavailable
 
@@ -62,11 +64,9 @@ def ensure_read(connection: Connection, reader_id: UUID, reader_role: Role, subj
 
     Nobody's own reading is written down. Costs one statement when it all stands there already.
     """
-    subjects = sorted({subject_id for subject_id in subject_ids if subject_id != reader_id})
+    subjects = [str(subject_id) for subject_id in set(subject_ids) if subject_id != reader_id]
     for _ in range(_ATTEMPTS):
-        unread = list(
-            connection.execute(_UNREAD, {"subjects": [str(each) for each in subjects], "actor_id": reader_id}).scalars()
-        )
+        unread = connection.execute(_LAST_OF_UNREAD, {"subjects": subjects, "actor_id": reader_id}).all()
         if not unread:
             return
         _append(connection, unread, reader_id, reader_role, READ, None)
@@ -74,21 +74,19 @@ def ensure_read(connection: Connection, reader_id: UUID, reader_role: Role, subj
 
 
 def _append(
-    connection: Connection,
-    subjects: list[UUID],
-    actor_id: UUID,
-    actor_role: Role,
-    action: str,
-    about: UUID | None,
-) -> list[UUID]:
-    rows = connection.execute(
-        _APPEND,
-        {
-            "subjects": [str(each) for each in subjects],
-            "actor_id": actor_id,
+    connection: Connection, last: Sequence[Row[Any]], actor_id: UUID, actor_role: Role, action: str, about: UUID | None
+) -> int:
+    """Add an entry to each chain whose last one is given; how many of them were still the last."""
+    rows = []
+    for each in last:
+        entry = {
+            "subject_id": str(each.subject_id),
+            "position": each.position + 1,
+            "actor_id": str(actor_id),
             "actor_role": actor_role,
             "action": action,
-            "about": about,
-        },
-    )
-    return list(rows.scalars())
+            "about": about and str(about),
+            "at": each.now.astimezone(UTC).isoformat(),
+        }
+        rows.append({**entry, "hash": link(bytes(each.hash), entry).hex()})
+    return connection.execute(_APPEND, {"rows": json.dumps(rows)}).rowcount

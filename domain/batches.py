@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,6 +15,7 @@ from uuid_utils.compat import uuid7
 from domain import inbox, privacy
 from domain.booking import Decision, NewAvailability, Notice, Rejection, Schedule, Transition, decide
 from domain.cache import record_batch
+from domain.chains import link
 from domain.commands import Envelope, Kind
 from domain.schedule import Appointment, AppointmentStatus, Doctor, Interval, Patient, Role, Slot, SlotStatus
 from domain.settings import Settings
@@ -161,24 +161,19 @@ class _Work:
             "appointment_id": str(step.appointment_id),
             "position": length + 1,
             "status": step.status,
-            "at": self.schedule.now.isoformat(),
+            "at": self.schedule.now.astimezone(UTC).isoformat(),
             "by": step.by,
             "actor_id": str(step.actor_id),
             "command_id": str(row.id),
             "reason": _hex(reason),
         }
-        chained = chain(last, entry)
+        chained = link(last, entry)
         self.histories[step.appointment_id] = (length + 1, chained)
         return {**entry, "hash": chained.hex()}
 
     def _touch(self, *scopes: str) -> None:
         for scope in scopes:
             self.scopes[scope] = None
-
-
-def chain(previous: bytes, entry: Mapping[str, Any]) -> bytes:
-    """The hash of an append-only record's entry, covering the one before it: none can be altered, dropped or swapped unseen."""
-    return hashlib.sha256(previous + json.dumps(entry, sort_keys=True, separators=(",", ":")).encode()).digest()
 
 
 def _decide(row: Row[Any], work: _Work) -> Decision:

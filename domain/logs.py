@@ -47,6 +47,9 @@ FIELDS: Final = frozenset(
         "epoch",
         "in_use",
         "host",
+        "position",
+        "root",
+        "until",
         "port",
         "version",
     ]

@@ -223,6 +223,7 @@ class HistoryRecord(Base):
     """One transition of one appointment: append-only, each row's hash covering the one before it."""
 
     __tablename__ = "history"
+    __table_args__ = (Index("ix_history_at", "at"),)
 
     appointment_id: Mapped[UUID] = mapped_column(ForeignKey("appointments.id"), primary_key=True)
     position: Mapped[int] = mapped_column(SmallInteger, primary_key=True)
@@ -243,7 +244,7 @@ class CommandRecord(Base):
         CheckConstraint("status in ('pending', 'succeeded', 'rejected')", name="status"),
         Index("uq_commands_idempotency", "actor_id", "key_hash", unique=True, postgresql_where=text("key_hash is not null")),
         Index("ix_commands_pending", "lane", "seq", postgresql_where=text("status = 'pending'")),
-        Index("ix_commands_pending_actor", "actor_id", postgresql_where=text("status = 'pending'")),
+        Index("ix_commands_actor_id", "actor_id", "id"),
         Index("uq_commands_expire", "appointment_id", "deadline", unique=True, postgresql_where=text("kind = 'expire'")),
         Index("uq_commands_extend_horizon", "doctor_id", "day", unique=True, postgresql_where=text("kind = 'extend_horizon'")),
         Index("ix_commands_decided_at", "decided_at", postgresql_where=text("status <> 'pending'")),
@@ -273,6 +274,27 @@ class CommandRecord(Base):
     result: Mapped[dict[str, Any] | None]
     error_code: Mapped[str | None]
     error_detail: Mapped[str | None]
+
+
+class ArchivedCommand(Base):
+    """What remains of a command 90 days after its decision: who asked for what, and when, and whether it was granted."""
+
+    __tablename__ = "archived_commands"
+    __table_args__ = (Index("ix_archived_commands_actor_id", "actor_id", "id"),)
+
+    id: Mapped[UUID] = mapped_column(primary_key=True)
+    seq: Mapped[int] = mapped_column(BigInteger)
+    kind: Mapped[str]
+    actor_id: Mapped[UUID] = mapped_column(ForeignKey("people.id"))
+    actor_role: Mapped[str]
+    doctor_id: Mapped[UUID | None] = mapped_column(ForeignKey("doctors.id"))
+    slot_id: Mapped[UUID | None]
+    appointment_id: Mapped[UUID | None]
+    status: Mapped[str]
+    error_code: Mapped[str | None]
+    request_id: Mapped[str | None]
+    received_at: Mapped[datetime]
+    decided_at: Mapped[datetime]
 
 
 class BatchRecord(Base):
@@ -360,6 +382,7 @@ class AuditRecord(Base):
     __tablename__ = "audit"
     __table_args__ = (
         UniqueConstraint("subject_id", "position"),
+        Index("ix_audit_at", "at"),
         Index(
             "uq_audit_read",
             "actor_id",
@@ -380,3 +403,65 @@ class AuditRecord(Base):
     at: Mapped[datetime]
     hour: Mapped[datetime]
     hash: Mapped[bytes]
+
+
+class RootRecord(Base):
+    """The hash of all that history and audit held up to an instant: append-only, and logged, so that a copy stands elsewhere."""
+
+    __tablename__ = "roots"
+
+    position: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    until: Mapped[datetime]
+    entries: Mapped[int] = mapped_column(BigInteger)
+    root: Mapped[bytes]
+
+
+class ConsentRecord(Base):
+    """Which text a person agreed to, and when. A withdrawn consent stays, to show what held until then."""
+
+    __tablename__ = "consents"
+    __table_args__ = (
+        Index(
+            "uq_consents_standing",
+            "person_id",
+            "kind",
+            "version",
+            unique=True,
+            postgresql_where=text("withdrawn_at is null"),
+        ),
+    )
+
+    id: Mapped[UUID] = mapped_column(primary_key=True)
+    person_id: Mapped[UUID] = mapped_column(ForeignKey("people.id"))
+    kind: Mapped[str]
+    version: Mapped[str]
+    text_hash: Mapped[bytes]
+    given_at: Mapped[datetime] = mapped_column(server_default=func.clock_timestamp())
+    withdrawn_at: Mapped[datetime | None]
+
+
+class CorrectionRecord(Base):
+    """A person's data that staff corrected, and why."""
+
+    __tablename__ = "corrections"
+    __table_args__ = (Index("ix_corrections_person_id", "person_id", "id"),)
+
+    id: Mapped[UUID] = mapped_column(primary_key=True)
+    person_id: Mapped[UUID] = mapped_column(ForeignKey("people.id"))
+    actor_id: Mapped[UUID] = mapped_column(ForeignKey("people.id"))
+    field: Mapped[str]
+    reason: Mapped[bytes | None]  # sealed under the person's key
+    at: Mapped[datetime] = mapped_column(server_default=func.clock_timestamp())
+
+
+class RetainedRecord(Base):
+    """What the law keeps of an erased patient's consultation, under a key of its own that is destroyed with the row."""
+
+    __tablename__ = "retained"
+    __table_args__ = (Index("ix_retained_person_id", "person_id"),)
+
+    appointment_id: Mapped[UUID] = mapped_column(ForeignKey("appointments.id"), primary_key=True)
+    person_id: Mapped[UUID] = mapped_column(ForeignKey("people.id"))
+    wrapped: Mapped[bytes]
+    document: Mapped[bytes]  # sealed JSON: who the patient was, and what was written
+    retained_at: Mapped[datetime] = mapped_column(server_default=func.clock_timestamp())

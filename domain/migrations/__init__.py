@@ -9,7 +9,7 @@ from alembic.config import Config
 from sqlalchemy import create_engine, text
 from sqlalchemy.engine import make_url
 
-APPEND_ONLY = ("history", "audit")
+APPEND_ONLY = ("history", "audit", "roots")
 
 
 def _config(url: str) -> Config:
@@ -43,4 +43,5 @@ def _grant(url: str, role: str) -> None:
         connection.execute(text(f"grant select, insert, update, delete on all tables in schema public to {quoted}"))
         connection.execute(text(f"grant usage, select on all sequences in schema public to {quoted}"))
         connection.execute(text(f"revoke update, delete on {', '.join(APPEND_ONLY)} from {quoted}"))
+        connection.execute(text(f"revoke insert, update, delete on alembic_version from {quoted}"))
     engine.dispose()

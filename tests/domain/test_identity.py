@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -16,6 +15,7 @@ from uuid_utils.compat import uuid7
 
 from domain import audit, identity, passwords, privacy
 from domain.cache import Cache, changing
+from domain.chains import verify
 from domain.errors import Invalid
 from domain.identifiers import Crm
 from domain.identity import AlreadyRegistered, NewDoctor, NewPatient, Representative
@@ -230,16 +230,8 @@ def test_audit_is_one_unbroken_chain_per_person_however_many_write_at_once(engin
     with ThreadPoolExecutor(4) as threads:
         list(threads.map(read_everybody, readers))
     with engine.connect() as connection:
-        rows = connection.execute(text("select * from audit order by subject_id, position")).all()
-    assert len(rows) == 3 * 4 + 4
-    previous: dict[UUID, tuple[int, bytes]] = {}
-    for row in rows:
-        position, before = previous.get(row.subject_id, (0, b""))
-        microseconds = round(row.at.timestamp() * 1_000_000)
-        said = f"{row.subject_id}|{row.position}|{row.actor_id}|{row.actor_role}|{row.action}|{row.about or ''}|{microseconds}"
-        assert row.position == position + 1
-        assert bytes(row.hash) == hashlib.sha256(before + said.encode()).digest()
-        previous[row.subject_id] = (row.position, bytes(row.hash))
+        assert connection.execute(text("select count(*) from audit")).scalar_one() == 3 * 4 + 4
+        assert list(verify(connection, {})) == []
 
 
 def test_reading_oneself_is_not_written_down(engine: Engine, settings: Settings) -> None:

@@ -10,8 +10,9 @@ branch_labels = None
 depends_on = None
 
 SYSTEM = "00000000-0000-7000-8000-000000000000"
-APPEND_ONLY = ("history", "audit")
+APPEND_ONLY = ("history", "audit", "roots")
 TABLES = (
+    "retained",
     "notices",
     "history",
     "appointments",
@@ -19,10 +20,14 @@ TABLES = (
     "doctor_specialties",
     "commands",
     "availabilities",
+    "archived_commands",
     "sessions",
     "person_keys",
     "doctors",
+    "corrections",
+    "consents",
     "audit",
+    "roots",
     "people",
     "cache",
     "batches",
@@ -74,6 +79,14 @@ def upgrade() -> None:
         "uq_people_email_hash", "people", ["email_hash"], unique=True, postgresql_where=sa.text("email_hash is not null")
     )
     op.create_table(
+        "roots",
+        sa.Column("position", sa.Integer(), autoincrement=False, nullable=False),
+        sa.Column("until", sa.DateTime(timezone=True), nullable=False),
+        sa.Column("entries", sa.BigInteger(), nullable=False),
+        sa.Column("root", sa.LargeBinary(), nullable=False),
+        sa.PrimaryKeyConstraint("position", name=op.f("pk_roots")),
+    )
+    op.create_table(
         "audit",
         sa.Column("id", sa.BigInteger(), sa.Identity(always=True), nullable=False),
         sa.Column("subject_id", sa.Uuid(), nullable=False),
@@ -90,9 +103,42 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("id", name=op.f("pk_audit")),
         sa.UniqueConstraint("subject_id", "position", name=op.f("uq_audit_subject_id_position")),
     )
+    op.create_index("ix_audit_at", "audit", ["at"], unique=False)
     op.create_index(
         "uq_audit_read", "audit", ["actor_id", "subject_id", "hour"], unique=True, postgresql_where=sa.text("action = 'read'")
     )
+    op.create_table(
+        "consents",
+        sa.Column("id", sa.Uuid(), nullable=False),
+        sa.Column("person_id", sa.Uuid(), nullable=False),
+        sa.Column("kind", sa.Text(), nullable=False),
+        sa.Column("version", sa.Text(), nullable=False),
+        sa.Column("text_hash", sa.LargeBinary(), nullable=False),
+        sa.Column("given_at", sa.DateTime(timezone=True), server_default=sa.text("clock_timestamp()"), nullable=False),
+        sa.Column("withdrawn_at", sa.DateTime(timezone=True), nullable=True),
+        sa.ForeignKeyConstraint(["person_id"], ["people.id"], name=op.f("fk_consents_person_id")),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_consents")),
+    )
+    op.create_index(
+        "uq_consents_standing",
+        "consents",
+        ["person_id", "kind", "version"],
+        unique=True,
+        postgresql_where=sa.text("withdrawn_at is null"),
+    )
+    op.create_table(
+        "corrections",
+        sa.Column("id", sa.Uuid(), nullable=False),
+        sa.Column("person_id", sa.Uuid(), nullable=False),
+        sa.Column("actor_id", sa.Uuid(), nullable=False),
+        sa.Column("field", sa.Text(), nullable=False),
+        sa.Column("reason", sa.LargeBinary(), nullable=True),
+        sa.Column("at", sa.DateTime(timezone=True), server_default=sa.text("clock_timestamp()"), nullable=False),
+        sa.ForeignKeyConstraint(["actor_id"], ["people.id"], name=op.f("fk_corrections_actor_id")),
+        sa.ForeignKeyConstraint(["person_id"], ["people.id"], name=op.f("fk_corrections_person_id")),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_corrections")),
+    )
+    op.create_index("ix_corrections_person_id", "corrections", ["person_id", "id"], unique=False)
     op.create_table(
         "doctors",
         sa.Column("id", sa.Uuid(), nullable=False),
@@ -156,6 +202,26 @@ def upgrade() -> None:
     )
     op.create_index("ix_sessions_person_id", "sessions", ["person_id", "created_at"], unique=False)
     op.create_table(
+        "archived_commands",
+        sa.Column("id", sa.Uuid(), nullable=False),
+        sa.Column("seq", sa.BigInteger(), nullable=False),
+        sa.Column("kind", sa.Text(), nullable=False),
+        sa.Column("actor_id", sa.Uuid(), nullable=False),
+        sa.Column("actor_role", sa.Text(), nullable=False),
+        sa.Column("doctor_id", sa.Uuid(), nullable=True),
+        sa.Column("slot_id", sa.Uuid(), nullable=True),
+        sa.Column("appointment_id", sa.Uuid(), nullable=True),
+        sa.Column("status", sa.Text(), nullable=False),
+        sa.Column("error_code", sa.Text(), nullable=True),
+        sa.Column("request_id", sa.Text(), nullable=True),
+        sa.Column("received_at", sa.DateTime(timezone=True), nullable=False),
+        sa.Column("decided_at", sa.DateTime(timezone=True), nullable=False),
+        sa.ForeignKeyConstraint(["actor_id"], ["people.id"], name=op.f("fk_archived_commands_actor_id")),
+        sa.ForeignKeyConstraint(["doctor_id"], ["doctors.id"], name=op.f("fk_archived_commands_doctor_id")),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_archived_commands")),
+    )
+    op.create_index("ix_archived_commands_actor_id", "archived_commands", ["actor_id", "id"], unique=False)
+    op.create_table(
         "availabilities",
         sa.Column("doctor_id", sa.Uuid(), nullable=False),
         sa.Column("rules", postgresql.JSONB(astext_type=sa.Text()), nullable=False),
@@ -197,14 +263,12 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("id", name=op.f("pk_commands")),
         sa.UniqueConstraint("seq", name=op.f("uq_commands_seq")),
     )
+    op.create_index("ix_commands_actor_id", "commands", ["actor_id", "id"], unique=False)
     op.create_index(
         "ix_commands_decided_at", "commands", ["decided_at"], unique=False, postgresql_where=sa.text("status <> 'pending'")
     )
     op.create_index(
         "ix_commands_pending", "commands", ["lane", "seq"], unique=False, postgresql_where=sa.text("status = 'pending'")
-    )
-    op.create_index(
-        "ix_commands_pending_actor", "commands", ["actor_id"], unique=False, postgresql_where=sa.text("status = 'pending'")
     )
     op.create_index(
         "uq_commands_expire", "commands", ["appointment_id", "deadline"], unique=True, postgresql_where=sa.text("kind = 'expire'")
@@ -340,6 +404,7 @@ def upgrade() -> None:
         sa.ForeignKeyConstraint(["appointment_id"], ["appointments.id"], name=op.f("fk_history_appointment_id")),
         sa.PrimaryKeyConstraint("appointment_id", "position", name=op.f("pk_history")),
     )
+    op.create_index("ix_history_at", "history", ["at"], unique=False)
     op.create_table(
         "notices",
         sa.Column("id", sa.Uuid(), nullable=False),
@@ -378,6 +443,18 @@ def upgrade() -> None:
         unique=True,
         postgresql_where=sa.text("appointment_id is not null"),
     )
+    op.create_table(
+        "retained",
+        sa.Column("appointment_id", sa.Uuid(), nullable=False),
+        sa.Column("person_id", sa.Uuid(), nullable=False),
+        sa.Column("wrapped", sa.LargeBinary(), nullable=False),
+        sa.Column("document", sa.LargeBinary(), nullable=False),
+        sa.Column("retained_at", sa.DateTime(timezone=True), server_default=sa.text("clock_timestamp()"), nullable=False),
+        sa.ForeignKeyConstraint(["appointment_id"], ["appointments.id"], name=op.f("fk_retained_appointment_id")),
+        sa.ForeignKeyConstraint(["person_id"], ["people.id"], name=op.f("fk_retained_person_id")),
+        sa.PrimaryKeyConstraint("appointment_id", name=op.f("pk_retained")),
+    )
+    op.create_index("ix_retained_person_id", "retained", ["person_id"], unique=False)
 
     op.execute(
         """
