@@ -98,7 +98,7 @@ def agenda(cache: Cache, doctor_id: UUID, from_: date | None = None, days: int =
 
 def search(cache: Cache, query: SearchQuery) -> Answer:
     """A page of verified doctors: ids from the directory, cards from the doctors' scopes. Raises Invalid for a bad cursor."""
-    query, after = _resolved(cache, query)
+    query, after = _resolved(cache, replace(query, specialty=sorted(set(query.specialty))))
     free = query.sort == "next_slot" or query.available_from is not None or query.available_until is not None
     scope = "directory-free" if free else "directory"
     listed = cache.read(scope, _field("search", query, after), lambda connection: _search(connection, cache, query, after, free))

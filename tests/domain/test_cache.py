@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -507,9 +510,7 @@ def test_a_process_whose_reading_of_the_row_is_old_reads_from_postgres(
     assert price.fills == 2
 
 
-def test_a_process_that_cannot_reach_postgres_goes_on_from_the_cache_and_says_so(
-    cache: Cache, price: Price, postgres: Postgres
-):
+def test_a_process_that_cannot_reach_postgres_goes_on_from_the_cache_and_says_so(cache: Cache, price: Price, postgres: Postgres):
     price.read(cache)
     cache.read("x", "old", lambda _: Filled(b"old", fresh_until=cache.now()))
     cache.read("x", "soon old", lambda _: Filled(b"soon old", fresh_until=cache.now() + timedelta(seconds=1)))
@@ -643,3 +644,37 @@ def test_whoever_finds_an_unfinished_batch_finishes_it_and_many_do_so_once(cache
     assert price.read(cache).body == b"200"
     cache.finish_if_needed(batch_id)
     cache.finish_if_needed(None)
+
+
+GREENLETS = """
+from gevent import monkey
+monkey.patch_all()
+import os
+import gevent
+from sqlalchemy import create_engine
+from domain.cache import Cache, Filled
+from domain.settings import load
+settings = load(os.environ)
+cache = Cache(settings, create_engine(settings.database_url))
+cache.start()
+fills = []
+def fill(connection):
+    fills.append(1)
+    gevent.sleep(0.2)
+    return Filled(b"filled")
+jobs = [gevent.spawn(cache.read, "x", "f", fill) for _ in range(200)]
+gevent.joinall(jobs, raise_error=True)
+assert {job.value.body for job in jobs} == {b"filled"}
+assert len(fills) == 1, len(fills)
+print(cache.read("x", "f", fill).etag)
+cache.stop()
+"""
+
+
+@pytest.mark.usefixtures("postgres", "cache_server", "broker")
+def test_greenlets_share_a_fill_as_threads_do(environ: dict[str, str]):
+    ended = subprocess.run(
+        [sys.executable, "-c", GREENLETS], env={**os.environ, **environ}, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout.strip() == module.etag(b"filled")
