@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import structlog
-from celery import Celery, bootsteps, signals
+from celery import Celery, signals
 from kombu import Queue
 from prometheus_client import Counter
 from redis import Redis
@@ -21,7 +21,6 @@ from domain.lanes import flag_name
 BOOKING: Final = "booking"
 NOTIFICATIONS: Final = "notifications"
 FLAG_SECONDS: Final = 5  # how long one wake-up of a lane stands for all; a lost one heals when it has gone
-HEARTBEAT_SECONDS: Final = 1
 
 WAKE_UPS = Counter("healthmed_wake_ups", "Wake-ups of lanes that this process handed to the broker, or could not.", ["outcome"])
 
@@ -59,6 +58,7 @@ def configuration(broker_url: str) -> dict[str, Any]:
         "task_soft_time_limit": 10,
         "task_time_limit": 30,
         "task_send_sent_event": False,
+        "worker_consumer": "workers.consumer:Consumer",
         "worker_prefetch_multiplier": 1,
         "worker_cancel_long_running_tasks_on_connection_loss": True,
         "worker_max_tasks_per_child": 1000,
@@ -147,45 +147,6 @@ def wake(lane: int) -> None:
     _sender.wake(lane)  # type: ignore[union-attr]
 
 
-class Heartbeat(bootsteps.StartStopStep):
-    """Touches HEARTBEAT_FILE while the consumer's event loop turns, so that a probe can tell a worker that hangs.
-
-    While the consumer waits for a lost broker its loop stands still by right; then a thread stands in, since a worker that is
-    killed for its broker's sake comes back no better.
-    """
-
-    requires = ("celery.worker.consumer.connection:Connection",)
-
-    def __init__(self, consumer: Any, **options: Any) -> None:
-        super().__init__(consumer, **options)
-        self.file = settings.current().heartbeat_file
-        self.enabled = self.file is not None
-        self.loop_stands = True
-        self.timer: Any = None
-        if self.enabled:
-            threading.Thread(target=self._stand_in, name="heartbeat", daemon=True).start()
-
-    def start(self, consumer: Any) -> None:
-        """The loop is about to turn: from now on it must show that it does."""
-        self.loop_stands = False
-        self.timer = consumer.timer.call_repeatedly(HEARTBEAT_SECONDS, self._beat)
-
-    def stop(self, consumer: Any) -> None:
-        """The broker is lost, or the worker ends."""
-        self.loop_stands = True
-        if self.timer is not None:
-            self.timer.cancel()
-
-    def _stand_in(self) -> None:
-        while True:
-            if self.loop_stands:
-                self._beat()
-            time.sleep(HEARTBEAT_SECONDS)
-
-    def _beat(self) -> None:
-        beat(self.file)
-
-
 def beat(file: Path | None) -> None:
     """Show a probe that this process lives; a file that can't be written is the probe's to notice."""
     if file is not None:
@@ -198,7 +159,6 @@ def beat(file: Path | None) -> None:
 app = Celery("healthmed", include=["workers.tasks"])
 # A promise: whoever imports this module without running Celery, as the API does, needs no complete environment.
 app.add_defaults(lambda: configuration(settings.current().broker_url))
-app.steps["consumer"].add(Heartbeat)
 
 
 @signals.setup_logging.connect

@@ -12,8 +12,8 @@ from typing import Any, Final, NoReturn
 import structlog
 from sqlalchemy import Connection, text
 
-from domain import database, inbox, logs, notices, settings
-from domain.cache import Cache
+from domain import chains, database, erasure, inbox, logs, notices, retention, settings
+from domain.cache import Cache, changing
 from domain.settings import Settings, SettingsError
 from workers.app import BOOKING, NOTIFICATIONS, Sender, beat
 
@@ -114,7 +114,7 @@ class Relay:
 
 
 _OVERDUE = text(
-    "select distinct lane from commands where status = 'pending'"
+    "select distinct lane from commands where status = 'pending' and lane >= 0"
     " and received_at < clock_timestamp() - make_interval(secs => :seconds)"
 )
 

@@ -149,15 +149,17 @@ def test_the_heartbeat_stops_when_the_loop_does(start_worker: Callable[..., Proc
     assert heartbeat.stat().st_mtime == seen
 
 
-def test_a_worker_comes_back_to_an_emptied_broker(
+def test_a_worker_comes_back_at_once_to_a_broker_that_was_gone_and_lost_everything(
     booking: Booking, broker: Broker, sender: Sender, start_worker: Callable[..., Process]
 ) -> None:
-    start_worker(BOOKING)
+    worker = start_worker(BOOKING)
     broker.erase()
-    broker.start()
     command_id = booking.ask(Book(booking.slot_id))
+    until(lambda: worker.log.read_text().count("Trying again") >= 4)
+    assert worker.log.read_text().count("Trying again in 1.00 second...") >= 4
+    broker.start()
     until(lambda: _sent(sender))
-    until(lambda: booking.status_of(command_id) == "succeeded")
+    until(lambda: booking.status_of(command_id) == "succeeded", seconds=5)
 
 
 def test_logs_hold_no_personal_data(booking: Booking, sender: Sender, start_worker: Callable[..., Process]) -> None:

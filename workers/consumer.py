@@ -1,0 +1,67 @@
+"""What is ours in the part of a worker that listens to the broker: coming back to a lost one, and showing that it lives."""
+
+from __future__ import annotations
+
+import threading
+import time
+from functools import partial
+from typing import Any, Final
+
+import celery.worker.consumer
+from celery import bootsteps
+
+from domain import settings
+from workers.app import app, beat
+
+HEARTBEAT_SECONDS: Final = 1
+
+
+class Consumer(celery.worker.consumer.Consumer):
+    """Celery's, but it looks for a lost broker every second: its own pauses grow to half a minute, and bookings would wait."""
+
+    def ensure_connected(self, connection: Any) -> Any:
+        """Wait for the broker."""
+        connection.ensure_connection = partial(connection.ensure_connection, interval_start=1, interval_step=0, interval_max=1)
+        return super().ensure_connected(connection)
+
+
+class Heartbeat(bootsteps.StartStopStep):
+    """Touches HEARTBEAT_FILE while the consumer's event loop turns, so that a probe can tell a worker that hangs.
+
+    While the consumer waits for a lost broker its loop stands still by right; then a thread stands in, since a worker that is
+    killed for its broker's sake comes back no better.
+    """
+
+    requires = ("celery.worker.consumer.connection:Connection",)
+
+    def __init__(self, consumer: Any, **options: Any) -> None:
+        super().__init__(consumer, **options)
+        self.file = settings.current().heartbeat_file
+        self.enabled = self.file is not None
+        self.loop_stands = True
+        self.timer: Any = None
+        if self.enabled:
+            threading.Thread(target=self._stand_in, name="heartbeat", daemon=True).start()
+
+    def start(self, consumer: Any) -> None:
+        """The loop is about to turn: from now on it must show that it does."""
+        self.loop_stands = False
+        self.timer = consumer.timer.call_repeatedly(HEARTBEAT_SECONDS, self._beat)
+
+    def stop(self, consumer: Any) -> None:
+        """The broker is lost, or the worker ends."""
+        self.loop_stands = True
+        if self.timer is not None:
+            self.timer.cancel()
+
+    def _stand_in(self) -> None:
+        while True:
+            if self.loop_stands:
+                self._beat()
+            time.sleep(HEARTBEAT_SECONDS)
+
+    def _beat(self) -> None:
+        beat(self.file)
+
+
+app.steps["consumer"].add(Heartbeat)
