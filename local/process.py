@@ -30,6 +30,7 @@ class Process:
         self.name = name
         self.log = log
         self.process: subprocess.Popen[bytes] | None = None
+        self._thawer: subprocess.Popen[bytes] | None = None
 
     @property
     def running(self) -> bool:
@@ -66,6 +67,7 @@ class Process:
 
     def kill(self) -> None:
         """End it at once, as a crash would, with all its descendants."""
+        self.thaw()
         if not self.process:
             return
         family = self.family()
@@ -81,10 +83,17 @@ class Process:
 
     def freeze(self) -> None:
         """Stop its clock: connections stay open and nothing is answered."""
+        pids = [str(member.pid) for member in self.family()]
+        # What is frozen can't even end with its parent; this one thaws it when its standard input ends, as that then does.
+        thaw = ["sh", "-c", 'read _; kill -CONT "$@"', "thaw", *pids]
+        self._thawer = subprocess.Popen(thaw, stdin=subprocess.PIPE, stderr=subprocess.DEVNULL, start_new_session=True)
         self._signal(signal.SIGSTOP)
 
     def thaw(self) -> None:
-        """Let it go on after `freeze`."""
+        """Let it go on, whoever froze it."""
+        if self._thawer:
+            self._thawer.communicate()
+            self._thawer = None
         self._signal(signal.SIGCONT)
 
     def family(self) -> list[psutil.Process]:

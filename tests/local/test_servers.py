@@ -189,20 +189,23 @@ def test_a_port_is_chosen_where_no_outgoing_connection_could_take_it():
     assert all(1024 < free_port() < lowest_outgoing for _ in range(20))
 
 
-def test_servers_end_when_the_process_that_started_them_is_killed(tmp_path: Path):
+@pytest.mark.parametrize("state", ["running", "frozen"])
+def test_servers_end_when_the_process_that_started_them_is_killed(tmp_path: Path, state: str):
     program = (
         "import sys, time; from pathlib import Path; from local.servers import Cache, Postgres\n"
         "servers = [Postgres(Path(sys.argv[1], 'p')), Cache(Path(sys.argv[1], 'c'))]\n"
-        "for server in servers: server.start()\n"
+        "for server in servers:\n"
+        "    server.start()\n"
+        "    if sys.argv[2] == 'frozen': server.freeze()\n"
         "print(*(server.process.pid for server in servers), flush=True); time.sleep(60)"
     )
-    parent = subprocess.Popen([sys.executable, "-c", program, tmp_path], stdout=subprocess.PIPE, text=True)
+    parent = subprocess.Popen([sys.executable, "-c", program, tmp_path, state], stdout=subprocess.PIPE, text=True)
     pids = [int(pid) for pid in parent.stdout.readline().split()]
     family = [member for pid in pids for member in [psutil.Process(pid), *psutil.Process(pid).children()]]
     assert len(family) > 4
     parent.send_signal(signal.SIGKILL)
     parent.communicate()
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 10
     while any(member.is_running() and member.status() != psutil.STATUS_ZOMBIE for member in family):
         assert time.monotonic() < deadline, "a server outlived the process that started it"
         time.sleep(0.02)
