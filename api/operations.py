@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping
+from copy import deepcopy
 from http import HTTPStatus
 from importlib.resources import files
 from time import perf_counter
@@ -17,6 +18,7 @@ from prometheus_client.multiprocess import MultiProcessCollector
 from redis import RedisError
 from sqlalchemy import text
 from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from api.auth import Anyone, policy
 from api.errors import CONTENT_TYPE as PROBLEM
@@ -73,7 +75,7 @@ def show_readiness() -> Response:
     redis = {"broker": _state(used.broker.ping), "cache": _state(used.cache.answers)}
     if database == "down":
         return problem(503, Unavailable.code, Unavailable.__doc__ or "", state="unready", database=database, redis=redis)
-    state = "degraded" if "down" in redis.values() else "ready"
+    state = "ready" if {database, *redis.values()} == {"up"} else "degraded"
     return _json({"state": state, "database": database, "redis": redis})
 
 
@@ -124,6 +126,8 @@ def _json(body: Mapping[str, Any]) -> Response:
 def _state(ask: Callable[[], object]) -> str:
     try:
         return "up" if ask() else "down"
+    except PoolTimeout:  # it answers others: whoever is sent elsewhere for that only moves the load
+        return "busy"
     except (RedisError, SQLAlchemyError):
         return "down"
 
@@ -137,7 +141,7 @@ def _document() -> dict[str, Any]:
     """The OpenAPI document, with what every route may answer to a request that is not as it should be. Raises NotFound."""
     if not services().settings.public_docs:
         raise NotFound
-    document: dict[str, Any] = current_app.extensions["flask-smorest"]["apis"][""]["ext_obj"].spec.to_dict()
+    document: dict[str, Any] = deepcopy(current_app.extensions["flask-smorest"]["apis"][""]["ext_obj"].spec.to_dict())
     problems: dict[str, Any] = {}
     for path, operations in document["paths"].items():
         for method, operation in operations.items():
@@ -148,6 +152,7 @@ def _document() -> dict[str, Any]:
                 answers |= {str(status): {"$ref": f"#/components/responses/{HTTPStatus(status).name}"} for status in failures}
                 operation["responses"] = dict(sorted(answers.items()))
     document["components"]["responses"] = problems
+    del document["components"]["schemas"]["PaginationMetadata"]  # flask-smorest's own, which no route of ours uses
     return document
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
+import time
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
 from flask.testing import FlaskClient
 from sqlalchemy import text
+from werkzeug.exceptions import HTTPException
 from werkzeug.test import TestResponse
 
 from api.services import Services
@@ -47,7 +50,9 @@ class Clinic:
             sent |= who.headers
         if key is not None:
             sent["Idempotency-Key"] = key
-        return self.client.open(API + path, method=method, json=body, headers=sent)
+        answer = self.client.open(API + path, method=method, json=body, headers=sent)
+        self._must_be_described(method, path, answer.status_code)
+        return answer
 
     def slot(self, doctor: Someone, starts_at: datetime | None = None, minutes: int = 30) -> str:
         """The id of an open slot of the doctor's: tomorrow at noon UTC, unless told otherwise."""
@@ -87,6 +92,24 @@ class Clinic:
         """Change a row behind the application's back."""
         with self.services.engine.begin() as connection:
             connection.execute(text(statement), values)
+
+    def _must_be_described(self, method: str, path: str, status: int) -> None:
+        """Every status that a test sees stands in the OpenAPI document."""
+        app = self.client.application
+        try:
+            rule, _ = app.url_map.bind("").match(API + path.partition("?")[0], method, return_rule=True)
+        except HTTPException:
+            return
+        described = self.client.get(f"{API}/openapi.json").json["paths"][re.sub(r"<(?:\w+:)?(\w+)>", r"{\1}", rule.rule)]
+        assert str(status) in described[method.lower().replace("head", "get")]["responses"], (method, rule.rule, status)
+
+    def outlast(self, stopped: Any) -> None:
+        """Start a database again that a test has stopped, and wait until the application has noticed."""
+        stopped.start()
+        until = time.monotonic() + 10
+        while (answer := self.get("/doctors")).status_code != 200 or "Warning" in answer.headers:
+            assert time.monotonic() < until, answer.text
+            time.sleep(0.1)
 
     def stored(self) -> int:
         """How many commands there are."""

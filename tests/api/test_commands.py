@@ -97,9 +97,7 @@ def test_an_empty_body_is_the_same_request_as_an_empty_object(clinic: Clinic, do
 
 def test_a_key_belongs_to_one_person(clinic: Clinic, doctor: Someone, patient: Someone) -> None:
     body = {"slot_id": clinic.slot(doctor)}
-    ids = {
-        clinic.request("POST", "/appointments", who, body, key="k").json["id"] for who in (patient, clinic.accounts.patient())
-    }
+    ids = {clinic.request("POST", "/appointments", who, body, key="k").json["id"] for who in (patient, clinic.accounts.patient())}
     assert len(ids) == 2
 
 
@@ -197,9 +195,7 @@ def test_nobody_waits_for_what_is_decided(clinic: Clinic, doctor: Someone, patie
 
 
 @pytest.mark.parametrize("preference", ["wait=-1", "wait=soon", "wait", "wait=1.5", "awaiting=20", "", ",,;=", 'wait="1'])
-def test_a_preference_that_means_nothing_is_ignored(
-    clinic: Clinic, doctor: Someone, patient: Someone, preference: str
-) -> None:
+def test_a_preference_that_means_nothing_is_ignored(clinic: Clinic, doctor: Someone, patient: Someone, preference: str) -> None:
     accepted = clinic.request("POST", "/appointments", patient, {"slot_id": clinic.slot(doctor)})
     began = time.monotonic()
     answer = clinic.get(f"/commands/{accepted.json['id']}", patient, Prefer=preference)

@@ -267,4 +267,4 @@ def test_without_a_database_reads_come_from_the_cache_and_say_so(clinic: Clinic,
         assert unknown.status_code == 503
         assert unknown.headers["Retry-After"]
     finally:
-        postgres.start()
+        clinic.outlast(postgres)

@@ -61,16 +61,27 @@ def test_a_frozen_redis_holds_nobody_up(client: FlaskClient, request: pytest.Fix
     assert time.monotonic() - began < 2
 
 
-def test_without_its_database_it_is_not_ready_but_alive(client: FlaskClient, postgres: Any) -> None:
+def test_without_its_database_it_is_not_ready_but_alive(clinic: Clinic, postgres: Any) -> None:
     postgres.stop()
     try:
-        answer, life = client.get("/readyz"), client.get("/healthz")
+        answer, life = clinic.client.get("/readyz"), clinic.client.get("/healthz")
     finally:
-        postgres.start()
+        clinic.outlast(postgres)
     assert (answer.status_code, answer.content_type) == (503, "application/problem+json")
     assert (answer.json["state"], answer.json["database"], answer.json["redis"]) == ("unready", "down", UP)
     assert answer.headers["Retry-After"]
     assert life.status_code == 200
+
+
+def test_a_busy_pool_does_not_make_unready(clinic: Clinic) -> None:
+    engine = clinic.services.engine
+    taken = [engine.connect() for _ in range(engine.pool.size())]  # type: ignore[attr-defined]
+    try:
+        answer = clinic.client.get("/readyz")
+    finally:
+        for connection in taken:
+            connection.close()
+    assert (answer.status_code, answer.json["state"], answer.json["database"]) == (200, "degraded", "busy")
 
 
 def figure(client: FlaskClient, name: str) -> float:
