@@ -8,6 +8,7 @@ import shutil
 import socket
 import tempfile
 from typing import Any
+from uuid import uuid4
 
 from gunicorn import glogging, util
 
@@ -41,7 +42,8 @@ def write_problem(client: socket.socket, status: int, reason: str, message: str)
     ).encode()
     head = (
         f"HTTP/1.1 {status} {reason}\r\nConnection: close\r\nContent-Type: application/problem+json\r\n"
-        f"Content-Length: {len(body)}\r\nX-Content-Type-Options: nosniff\r\nCache-Control: no-store\r\n\r\n"
+        f"Content-Length: {len(body)}\r\nCache-Control: no-store\r\nX-Request-ID: {uuid4()}\r\n"
+        "X-Content-Type-Options: nosniff\r\nReferrer-Policy: no-referrer\r\n\r\n"
     )
     util.write_nonblock(client, head.encode("latin-1") + body)
 
