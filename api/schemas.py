@@ -31,7 +31,7 @@ _LINE_BREAKS = re.compile(r"[\t\r\n]")
 _INSTANT = re.compile(r"\d{4}-\d\d-\d\d[Tt]\d\d:\d\d:\d\d(\.\d{1,9})?([Zz]|[+-]\d\d:\d\d)", re.ASCII)
 _DAY = re.compile(r"\d{4}-\d\d-\d\d", re.ASCII)
 _CLOCK = re.compile(r"\d\d:\d\d", re.ASCII)
-_PHONE = re.compile(r"\+?[0-9][0-9 ().-]{6,30}", re.ASCII)
+_PHONE = re.compile(r"\+?[0-9(][0-9 ().-]{6,30}", re.ASCII)
 
 
 class _Field(fields.Field[Any]):
