@@ -354,6 +354,8 @@ def decide_verification(
     connection = change.connection
     _lock_doctor(connection, doctor_id)
     row = _person(connection, doctor_id)
+    if row.role != Role.DOCTOR:
+        raise NotFound
     status = _STEPS.get((decision, row.doctor_status))
     if status is None or (decision == "reject" and status == "verified" and not row.pending):
         raise Conflict
