@@ -325,6 +325,7 @@ def test_only_staff_verifies_and_only_whom_there_is(client: FlaskClient, account
     assert client.post(path, json={"decision": "verify"}, headers=accounts.patient().headers).status_code == 403
     assert client.post(path, json={"decision": "bless"}, headers=staff.headers).status_code == 422
     assert _decide(client, staff, uuid7(), "verify").status_code == 404
+    assert _decide(client, staff, accounts.patient().id, "verify").status_code == 404
     assert _decide(client, staff, "not-an-id", "verify").status_code == 404
 
 

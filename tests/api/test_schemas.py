@@ -63,6 +63,7 @@ def read(field: fields.Field[Any], value: object) -> Any:
         (CpfText(), "529.982.247-25", "52998224725"),
         (EmailText(), " Ana@Example.com ", "Ana@Example.com"),
         (Phone(), "+55 (11) 91234-5678", "+5511912345678"),
+        (Phone(), "(11) 91234-5678", "11912345678"),
         (Part(MoneyBody), {"amount": 0, "currency": "BRL"}, 0),
         (Part(MoneyBody), {"amount": 10_000_000, "currency": "BRL"}, 10_000_000),
         (Many(Whole(1, 5), most=2), [1, 2], [1, 2]),

@@ -73,6 +73,9 @@ def test_what_never_became_a_request_is_answered_with_a_problem(port: int, reque
         answer.close()
     assert answer.status == status
     assert answer.headers["Content-Type"] == "application/problem+json"
+    assert answer.headers["X-Content-Type-Options"] == "nosniff"
+    assert answer.headers["Referrer-Policy"] == "no-referrer"
+    assert answer.headers["X-Request-ID"]
     assert json.loads(body)["status"] == status
 
 
