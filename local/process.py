@@ -67,7 +67,6 @@ class Process:
 
     def kill(self) -> None:
         """End it at once, as a crash would, with all its descendants."""
-        self.thaw()
         if not self.process:
             return
         family = self.family()
@@ -79,6 +78,7 @@ class Process:
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
         wait_until_dead(family)
+        self.thaw()
         self.process = None
 
     def freeze(self) -> None:
