@@ -2,7 +2,7 @@
 
 A scope is one hash, `{epoch}:{scope}`, with a field per variant and a field `lease`; to invalidate it is to delete the hash.
 A field holds one line (ETag, until when it is fresh, who may read it) and the body, so that bytes can be passed on as they are.
-DESIGN.md, *Reads*, says why this is right, and its models of the lease and of the out-of-use mark try every interleaving.
+docs/architecture.md, *Projections*, says why this is right; tests/domain/test_protocols.py tries every interleaving.
 """
 
 from __future__ import annotations
@@ -48,6 +48,7 @@ DECIDED: Final = "decided"  # the broker's channel on which decided commands are
 
 _LEAST_SECONDS = 0.02  # whoever has spent the budget may still take an answer that comes at once
 _FLIGHT_SECONDS = 15.0
+_CONNECTIONS = 64  # to one server
 
 Wanted = tuple[str, str]  # a scope and a field of it
 
@@ -90,6 +91,10 @@ def etag(body: bytes) -> str:
 
 class Silent(Exception):
     """The cache did not answer in time, or is not to be asked right now."""
+
+
+class Busy(RedisError):
+    """All connections of this process are in use: that says nothing about the server."""
 
 
 class Cache:
@@ -435,7 +440,7 @@ class _Server:
     def __init__(self, url: str) -> None:
         self._pool = BlockingConnectionPool.from_url(
             url,
-            max_connections=64,
+            max_connections=_CONNECTIONS,
             timeout=BUDGET_SECONDS,
             socket_timeout=BUDGET_SECONDS,
             socket_connect_timeout=BUDGET_SECONDS,
@@ -443,6 +448,7 @@ class _Server:
             driver_info=None,
             protocol=2,
         )
+        self._seats = threading.BoundedSemaphore(_CONNECTIONS)
         self._without_until = 0.0
 
     def ask(self, commands: Sequence[tuple[Any, ...]]) -> list[Any]:
@@ -455,25 +461,33 @@ class _Server:
         left = _left.get() or [BUDGET_SECONDS]
         try:
             replies = self.insist(commands, left[0])
+        except Busy:
+            raise Silent from None
         except (RedisError, OSError):
             self._without_until = time.monotonic() + WITHOUT_SECONDS
             raise Silent from None
-        left[0] -= time.monotonic() - begun
+        finally:
+            left[0] -= time.monotonic() - begun
         self._without_until = 0.0
         return replies
 
     def insist(self, commands: Sequence[tuple[Any, ...]], seconds: float) -> list[Any]:
         """The replies to one round trip of commands, asked even if the last time was in vain. Raises RedisError or OSError."""
-        connection = self._pool.get_connection()  # type: ignore[no-untyped-call]
+        deadline = time.monotonic() + seconds
+        if not self._seats.acquire(timeout=max(seconds, _LEAST_SECONDS)):
+            raise Busy
         try:
-            connection.send_packed_command(connection.pack_commands(commands))
-            deadline = time.monotonic() + seconds
-            return [_reply(connection, deadline - time.monotonic()) for _ in commands]
-        except BaseException:
-            connection.disconnect()
-            raise
+            connection = self._pool.get_connection()  # type: ignore[no-untyped-call]
+            try:
+                connection.send_packed_command(connection.pack_commands(commands))
+                return [_reply(connection, deadline - time.monotonic()) for _ in commands]
+            except BaseException:
+                connection.disconnect()
+                raise
+            finally:
+                self._pool.release(connection)  # type: ignore[no-untyped-call]
         finally:
-            self._pool.release(connection)  # type: ignore[no-untyped-call]
+            self._seats.release()
 
     def close(self) -> None:
         """Close the connections."""

@@ -14,7 +14,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 WAIT_SECONDS = 5.0
 CONNECT_SECONDS = 3
 
-# The nesting that DESIGN.md asks for: row-lock wait < statement < lock TTL = idle in transaction < transaction.
+# Limits of time nest, so that the innermost fires first (docs/architecture.md, *Trouble*).
 SESSION_OPTIONS = (
     "-c lock_timeout=2000 -c statement_timeout=4000 -c idle_in_transaction_session_timeout=5000 "
     "-c transaction_timeout=8000 -c timezone=UTC"
@@ -35,7 +35,10 @@ def _poll(event: int) -> Wait:
     return wait
 
 
-def bound_waits(readable: Wait = _poll(select.POLLIN), writable: Wait = _poll(select.POLLOUT)) -> None:
+_readable, _writable = _poll(select.POLLIN), _poll(select.POLLOUT)
+
+
+def bound_waits(readable: Wait = _readable, writable: Wait = _writable) -> None:
     """Make psycopg2 give up on a server that is silent for 5 seconds, and close the connection.
 
     psycopg2 blocks in C, where no signal and no greenlet gets through. Each argument waits for a file descriptor at most so many
@@ -80,7 +83,7 @@ def sqlstate(error: BaseException) -> str | None:
 
 
 def is_the_worlds_fault(error: BaseException) -> bool:
-    """Whether trying again later, unchanged, may well succeed (DESIGN.md, *Trouble*): a lost, full, stopping or overloaded database."""
+    """Whether trying again later, unchanged, may well succeed: a lost, full, stopping or overloaded database."""
     if isinstance(error, PoolTimeout):
         return True
     if not isinstance(error, DBAPIError | psycopg2.Error):

@@ -28,7 +28,7 @@ _log = structlog.get_logger()
 
 
 def configuration(broker_url: str) -> dict[str, Any]:
-    """What holds for every Celery process of ours; RELIABILITY.md 2.1 says why, setting by setting."""
+    """What holds for every Celery process of ours; docs/architecture.md says why, setting by setting."""
     return {
         "broker_url": broker_url,
         "broker_transport_options": {
