@@ -12,8 +12,8 @@ from typing import Any, Final, NoReturn
 import structlog
 from sqlalchemy import Connection, text
 
-from domain import chains, database, erasure, inbox, logs, notices, retention, settings
-from domain.cache import Cache, changing
+from domain import chains, database, inbox, logs, notices, settings
+from domain.cache import Cache
 from domain.settings import Settings, SettingsError
 from workers.app import BOOKING, NOTIFICATIONS, Sender, beat
 
