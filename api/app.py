@@ -23,6 +23,7 @@ from api import (
     directory,
     errors,
     operations,
+    rights,
     schemas,
     sessions,
 )
@@ -67,7 +68,7 @@ def create_app(settings: Settings) -> Flask:
     errors.register(app)
     send_wake_ups_to(settings.broker_url)
     api = _Api(app)
-    for module in (sessions, accounts, directory, availability, appointments, commands, operations):
+    for module in (sessions, accounts, rights, directory, availability, appointments, commands, operations):
         api.register_blueprint(module.blp, url_prefix="/api/v1")
     app.register_blueprint(operations.pages)
     auth.check_policies(app)
@@ -157,7 +158,7 @@ def _allow_origin(answer: Response, allowed: tuple[str, ...]) -> None:
     if origin not in allowed:
         return
     answer.headers["Access-Control-Allow-Origin"] = origin
-    answer.headers["Access-Control-Expose-Headers"] = "ETag, Location, Retry-After, Warning, X-Request-ID"
+    answer.headers["Access-Control-Expose-Headers"] = "ETag, Location, Preference-Applied, Retry-After, Warning, X-Request-ID"
     if request.method == "OPTIONS":
         answer.headers["Access-Control-Allow-Methods"] = "GET, POST, PUT, PATCH, DELETE"
         answer.headers["Access-Control-Allow-Headers"] = (

@@ -44,16 +44,18 @@ class Caller:
 class _Policy:
     roles: frozenset[Role]  # empty: anyone, without a token
     refresh: bool
+    erased: bool
 
 
-def policy(roles: frozenset[Role], *, refresh: bool = False) -> Callable[[View], View]:
+def policy(roles: frozenset[Role], *, refresh: bool = False, erased: bool = False) -> Callable[[View], View]:
     """State who may call a view: Anyone, or the union of some (`Patient | Doctor`).
 
-    With `refresh` the token must be a refresh token, and whether it is still good is the view's to ask.
+    With `refresh` the token must be a refresh token, and whether it is still good is the view's to ask. With `erased` a token
+    that outlives the data of its person is let in, too, until it expires.
     """
 
     def mark(view: View) -> View:
-        setattr(view, _POLICY, _Policy(roles, refresh))
+        setattr(view, _POLICY, _Policy(roles, refresh, erased))
         if roles:
             documented = getattr(view, "_apidoc", {})
             manual = {**documented.get("manual_doc", {}), "security": [{"refresh" if refresh else "access": []}]}
@@ -97,19 +99,21 @@ def _admit() -> None:
         return
     caller = _caller(refresh=stated.refresh)
     if not stated.refresh:
-        _must_be_alive(caller.session_id)
+        _must_be_alive(caller.session_id, stated.erased)
     if caller.role not in stated.roles:
         raise NotAllowed
     g.caller = caller
 
 
-def _must_be_alive(session_id: UUID) -> None:
+def _must_be_alive(session_id: UUID, even_erased: bool) -> None:
     try:
         alive = services().cache.read(
             sessions.scope(session_id), "alive", lambda connection: sessions.alive(connection, session_id)
         )
     except NotFound:
         raise NotAuthenticated from None
+    if alive.body == sessions.ERASED and not even_erased:
+        raise NotAuthenticated
     if alive.degraded:
         mark_degraded()
 

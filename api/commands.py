@@ -20,7 +20,7 @@ from api.schemas import Blueprint, read_body
 from api.services import services
 from domain import inbox, projections
 from domain.cache import Answer
-from domain.commands import Command, Kind
+from domain.commands import Command, Erase, Kind
 from domain.errors import Invalid
 from workers.app import wake
 
@@ -41,7 +41,7 @@ class CommandBody(Schema):
     """A command, as answered: what follows the times is there once it is decided."""
 
     id = fields.UUID(required=True)
-    kind = fields.String(required=True, validate=validate.OneOf([*Kind, "erase"]))
+    kind = fields.String(required=True, validate=validate.OneOf([*Kind]))
     status = fields.String(required=True, validate=validate.OneOf(["pending", "succeeded", "rejected"]))
     received_at = fields.AwareDateTime(required=True)
     decided_at = fields.AwareDateTime()
@@ -51,7 +51,7 @@ class CommandBody(Schema):
 
 
 @blp.get("/commands/<uuid:command_id>")
-@policy(AnyToken)
+@policy(AnyToken, erased=True)
 @blp.response(200, CommandBody)
 @blp.alt_response(304)
 @blp.doc(
@@ -78,7 +78,14 @@ def show_command(command_id: UUID) -> Response:
     return response
 
 
-def stores(view: Callable[..., Command]) -> Callable[..., Response]:
+def sent_before() -> bool:
+    """Whether the current request, by its idempotency key, has stored its command already."""
+    used, key = services(), _idempotency_key()
+    with used.reads.connect() as connection:
+        return key is not None and inbox.sent_before(connection, used.settings, sender(), key, _fingerprint()) is not None
+
+
+def stores(view: Callable[..., Command | Erase]) -> Callable[..., Response]:
     """Turn a view that returns a command into one that stores it, wakes its lane and answers 202 with it."""
 
     @wraps(view)
@@ -130,8 +137,12 @@ def _idempotency_key() -> str | None:
 
 
 def _fingerprint() -> bytes:
-    """What makes two requests the same: method, path and parsed body, in which neither order nor white space counts."""
-    return json.dumps([request.method, request.path, read_body(request)], sort_keys=True, separators=(",", ":")).encode()
+    """What makes two requests the same: method, path and parsed body, in which neither order nor white space counts.
+
+    A password is left out: it would be kept under a hash that is quick to try.
+    """
+    body = {name: value for name, value in read_body(request).items() if name != "password"}
+    return json.dumps([request.method, request.path, body], sort_keys=True, separators=(",", ":")).encode()
 
 
 def _preferred_wait() -> int:

@@ -12,7 +12,7 @@ from uuid import UUID
 from sqlalchemy import Connection, Row, text
 from uuid_utils.compat import uuid7
 
-from domain import inbox, privacy
+from domain import erasure, inbox, privacy
 from domain.booking import Decision, NewAvailability, Notice, Rejection, Schedule, Transition, decide
 from domain.cache import record_batch
 from domain.chains import link
@@ -51,6 +51,10 @@ def decide_batch(
     if not ids:
         return None
     work = _read(connection, settings, ids, now)
+    if work.commands[0].kind == Kind.ERASE:
+        step = erasure.erase(connection, settings, work.commands[0])
+        outcomes = [step.outcome] if step.outcome else []
+        return _finish_commands(connection, outcomes, list(step.scopes), work.schedule.now)
     for row in work.commands:
         work.take(row, _decide(row, work))
     return _write(connection, work)
@@ -198,7 +202,7 @@ def _lock(connection: Connection, lane: int, limit: int, only: UUID | None) -> l
 
 def _read(connection: Connection, settings: Settings, ids: list[str], now: datetime | None) -> _Work:
     """Read what the rules need, in statements that come after the locks: so they see what the locks protect."""
-    commands = connection.execute(_READ_COMMANDS, {"ids": ids}).all()
+    commands = _up_to_erasure(connection.execute(_READ_COMMANDS, {"ids": ids}).all())
     since = min(row.received_at for row in commands)
     named = _texts(row.appointment_id for row in commands)
     bookers = _texts(row.actor_id for row in commands if row.kind in (Kind.BOOK, Kind.RESCHEDULE))
@@ -228,6 +232,12 @@ def _read(connection: Connection, settings: Settings, ids: list[str], now: datet
         wrapped={row.patient_id: row.wrapped for row in appointments} | {row.actor_id: row.wrapped for row in commands},
         histories={row.id: (row.history_length, bytes(row.history_hash)) for row in appointments},
     )
+
+
+def _up_to_erasure(rows: Sequence[Row[Any]]) -> Sequence[Row[Any]]:
+    """An erasure is decided by itself, since it looks at what those before it have written; the rest waits for the next batch."""
+    first = next((place for place, row in enumerate(rows) if row.kind == Kind.ERASE), len(rows))
+    return rows[: max(first, 1)]
 
 
 def _texts(ids: Iterable[UUID | None]) -> list[str]:

@@ -27,6 +27,7 @@ class Kind(StrEnum):
     ADD_SLOT = "add_slot"
     CHANGE_SLOT = "change_slot"
     WITHDRAW_SLOT = "withdraw_slot"
+    ERASE = "erase"
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,6 +146,16 @@ class WithdrawSlot:
     """Take an open slot out of the agenda for good."""
 
     slot_id: UUID
+
+
+@dataclass(frozen=True, slots=True)
+class Erase:
+    """Erase its sender, a patient: it touches no schedule, and is decided by `domain.erasure`.
+
+    All their sessions end but `session_id`, in which the answer can be read.
+    """
+
+    session_id: UUID | None = None
 
 
 Command = (

@@ -15,11 +15,10 @@ from sqlalchemy import Connection, Engine, Row, text
 from sqlalchemy.exc import IntegrityError
 from uuid_utils.compat import uuid7
 
-from domain import audit, inbox, passwords, privacy, sessions
+from domain import audit, consents, inbox, passwords, privacy, sessions
 from domain.cache import Change
 from domain.errors import Conflict, Invalid, NotFound
 from domain.identifiers import Crm, Malformed, mask_cpf, name_key, normalise_email, parse_cpf
-from domain.lanes import lane_of
 from domain.projections import scopes_showing
 from domain.schedule import Role
 from domain.settings import Settings
@@ -122,7 +121,9 @@ def insert_patient(connection: Connection, settings: Settings, new: NewPatient, 
         "birth_date": new.birth_date.isoformat(),
         "representative": new.representative and asdict(new.representative),
     }
-    return _insert_person(connection, settings, Role.PATIENT, private, password_hash, new.language, new.timezone)
+    patient_id = _insert_person(connection, settings, Role.PATIENT, private, password_hash, new.language, new.timezone)
+    consents.give(connection, patient_id, consents.TERMS)
+    return patient_id
 
 
 def register_doctor(engine: Engine, settings: Settings, new: NewDoctor, *, request_id: str | None = None) -> UUID:
@@ -151,7 +152,7 @@ def insert_doctor(connection: Connection, settings: Settings, new: NewDoctor, pa
         ),
         {
             "id": doctor_id,
-            "lane": lane_of(doctor_id, settings.lanes),
+            "lane": inbox.lane_of(doctor_id, settings.lanes),
             "name": new.name,
             "search_name": name_key(new.name),
             "number": new.crm.number,
@@ -195,7 +196,8 @@ def account_of_doctor(connection: Connection, crm: Crm) -> Account | None:
 def account_of(connection: Connection, settings: Settings, role: Role, login: str) -> Account | None:
     """The account that an e-mail address, or a patient's CPF, logs in to; None for any other text, too."""
     found = _login_hash(settings, role, login)
-    return found and _account(connection, f"where people.role = :role and {found[0]} = :hash", role=role, hash=found[1])
+    condition = "where people.role = :role and people.status = 'active' and"
+    return found and _account(connection, f"{condition} {found[0]} = :hash", role=role, hash=found[1])
 
 
 def account_of_person(connection: Connection, person_id: UUID) -> Account | None:
@@ -303,6 +305,31 @@ def change_patient(change: Change, settings: Settings, person_id: UUID, edits: M
     change.touch(f"person:{person_id}")
     if private["name"] != former_name:
         change.touch(*scopes_showing(connection, person_id))
+
+
+def correct_cpf(change: Change, settings: Settings, staff: inbox.Sender, patient_id: UUID, cpf: str, reason: str) -> None:
+    """Let staff put a patient's CPF right, and keep why. Raises NotFound, Invalid, and AlreadyRegistered if somebody has it."""
+    connection = change.connection
+    _lock_person(connection, patient_id)
+    row = _person(connection, patient_id)
+    if row.role != Role.PATIENT:
+        raise NotFound
+    private = _opened_row(settings, row) | {"cpf": cpf}
+    representative = private["representative"]
+    if representative is not None and representative["cpf"] == cpf:
+        raise Invalid({"cpf": ["É o CPF do representante. / It is the representative's CPF."]})
+    hashed = cpf_hash(settings, cpf)
+    _write_person(connection, settings, row, private, language=row.language, timezone=row.timezone, cpf_hash=hashed)
+    correction_id, key = uuid7(), privacy.unwrap(settings.data_keys, patient_id, bytes(row.wrapped))
+    sealed = privacy.seal(key, reason, context="corrections.reason", row_id=correction_id)
+    connection.execute(
+        text(
+            "insert into corrections (id, person_id, actor_id, field, reason) values (:id, :person_id, :actor_id, 'cpf', :reason)"
+        ),
+        {"id": correction_id, "person_id": patient_id, "actor_id": staff.id, "reason": sealed},
+    )
+    audit.record(connection, patient_id, staff.id, staff.role, "cpf_corrected", correction_id)
+    change.touch(f"person:{patient_id}")
 
 
 def change_doctor(change: Change, settings: Settings, doctor_id: UUID, edits: Mapping[str, Any]) -> None:

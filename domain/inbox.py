@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import hmac
 import json
 from collections.abc import Mapping
@@ -23,6 +24,7 @@ from domain.commands import (
     ChangeSlot,
     Command,
     Complete,
+    Erase,
     Expire,
     ExtendHorizon,
     Kind,
@@ -38,6 +40,7 @@ from domain.settings import Settings
 
 SYSTEM: Final = UUID("00000000-0000-7000-8000-000000000000")  # the actor of what time brings
 SECRET: Final = "commands.secret"  # the context under which a command's secret is sealed
+PARKED: Final = -1  # the lane of what waits for other lanes: nobody drains it
 
 COLUMNS: Final = (
     "id, lane, kind, actor_id, status, received_at, decided_at, batch_id, appointment_id, result, error_code, error_detail"
@@ -53,11 +56,16 @@ class Sender:
     request_id: str | None = None
 
 
+def lane_of(person_id: UUID, lanes: int) -> int:
+    """The lane of a schedule, the same in every process; it is stored at registration, so that a changed setting moves nobody."""
+    return int.from_bytes(hashlib.sha256(person_id.bytes).digest()[:8]) % lanes
+
+
 def send(
     connection: Connection,
     settings: Settings,
     sender: Sender,
-    command: Command,
+    command: Command | Erase,
     *,
     key: str | None = None,
     fingerprint: bytes = b"",
@@ -68,9 +76,8 @@ def send(
     command that is there already, whatever became of it. Raises NotFound for what is not there or not the sender's, and Invalid
     (`idempotency_key_reused`) for another request under the same key.
     """
-    key_hash = None if key is None else privacy.look_up_hash(settings.hash_key, "idempotency_key", key)
-    request_hash = None if key is None else hmac.digest(settings.hash_key, fingerprint, "sha256")
-    if key_hash is not None and (found := _sent_before(connection, sender, key_hash, request_hash)) is not None:
+    key_hash, request_hash = (None, None) if key is None else _hashes(settings, key, fingerprint)
+    if key is not None and (found := sent_before(connection, settings, sender, key, fingerprint)) is not None:
         return found
     if isinstance(command, ChangeSlot):
         _refuse_empty_slot(connection, sender, command)
@@ -86,6 +93,7 @@ def send(
         ),
         {
             "id": command_id,
+            "lane": lane_of(sender.id, settings.lanes),  # of what concerns no doctor's schedule
             "kind": stored.kind,
             "actor": sender.id,
             "role": sender.role,
@@ -98,10 +106,26 @@ def send(
             "request_id": sender.request_id,
         },
     ).one_or_none()
-    if row is None and key_hash is not None:  # the same request, sent twice at once: the other one is committed by now
-        row = _sent_before(connection, sender, key_hash, request_hash)
+    if row is None and key is not None:  # the same request, sent twice at once: the other one is committed by now
+        row = sent_before(connection, settings, sender, key, fingerprint)
     if row is None:
         raise NotFound
+    return row
+
+
+def sent_before(connection: Connection, settings: Settings, sender: Sender, key: str, fingerprint: bytes) -> Row[Any] | None:
+    """The command that this request stored when it was first sent, if it was. Raises Invalid (`idempotency_key_reused`)."""
+    key_hash, request_hash = _hashes(settings, key, fingerprint)
+    row = connection.execute(
+        text(f"select {COLUMNS}, request_hash from commands where actor_id = :actor and key_hash = :key_hash"),
+        {"actor": sender.id, "key_hash": key_hash},
+    ).one_or_none()
+    # Of an erased person's requests not even the hash is left.
+    if row is not None and row.request_hash is not None and bytes(row.request_hash) != request_hash:
+        raise Invalid(
+            detail="Esta Idempotency-Key já serviu a outro pedido. / This Idempotency-Key was used for another request.",
+            code="idempotency_key_reused",
+        )
     return row
 
 
@@ -188,6 +212,8 @@ def restored(row: Any, secret: Mapping[str, Any]) -> Command:
             return ChangeSlot(row.slot_id, _instant(payload, "starts_at"), _instant(payload, "ends_at"), payload.get("price"))
         case Kind.WITHDRAW_SLOT:
             return WithdrawSlot(row.slot_id)
+        case Kind.ERASE:
+            raise TypeError("an erasure touches no schedule")
 
 
 def stored_availability(availability: Availability) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
@@ -246,6 +272,7 @@ _TARGETS: Final[Mapping[Kind, str]] = {
     Kind.ADD_SLOT: _OWN,
     Kind.CHANGE_SLOT: _SLOT + " and doctors.id = :actor",
     Kind.WITHDRAW_SLOT: _SLOT + " and doctors.id = :actor",
+    Kind.ERASE: " from (select cast(:lane as smallint) as lane, cast(null as uuid) as id) as doctors",
 }
 
 
@@ -260,7 +287,7 @@ class _Stored:
     secret: dict[str, Any] | None = None
 
 
-def _stored(command: Command) -> _Stored:
+def _stored(command: Command | Erase) -> _Stored:
     match command:
         case Book(slot_id, notes, price):
             return _Stored(Kind.BOOK, slot_id=slot_id, payload=_given(price=price), secret=_given(notes=notes))
@@ -288,21 +315,16 @@ def _stored(command: Command) -> _Stored:
             return _Stored(Kind.CHANGE_SLOT, slot_id=slot_id, payload=payload)
         case WithdrawSlot(slot_id):
             return _Stored(Kind.WITHDRAW_SLOT, slot_id=slot_id)
+        case Erase(session_id):
+            return _Stored(Kind.ERASE, payload=_given(session_id=session_id and str(session_id)))
         case Expire() | ExtendHorizon():
             raise TypeError("only the relay stores what time brings")
 
 
-def _sent_before(connection: Connection, sender: Sender, key_hash: bytes, request_hash: bytes | None) -> Row[Any] | None:
-    row = connection.execute(
-        text(f"select {COLUMNS}, request_hash from commands where actor_id = :actor and key_hash = :key_hash"),
-        {"actor": sender.id, "key_hash": key_hash},
-    ).one_or_none()
-    if row is not None and bytes(row.request_hash) != request_hash:
-        raise Invalid(
-            detail="Esta Idempotency-Key já serviu a outro pedido. / This Idempotency-Key was used for another request.",
-            code="idempotency_key_reused",
-        )
-    return row
+def _hashes(settings: Settings, key: str, fingerprint: bytes) -> tuple[bytes, bytes]:
+    """What is stored in the place of an idempotency key and of the request that it was sent with."""
+    key_hash = privacy.look_up_hash(settings.hash_key, "idempotency_key", key)
+    return key_hash, hmac.digest(settings.hash_key, fingerprint, "sha256")
 
 
 def _refuse_empty_slot(connection: Connection, sender: Sender, command: ChangeSlot) -> None:
@@ -321,7 +343,9 @@ def _sealed(
 ) -> bytes | None:
     if not secret:
         return None
-    wrapped = connection.execute(text("select wrapped from person_keys where person_id = :id"), {"id": sender_id}).scalar_one()
+    wrapped = connection.execute(text("select wrapped from person_keys where person_id = :id"), {"id": sender_id}).scalar()
+    if wrapped is None:  # erased meanwhile: whatever they wrote, the command is rejected before it is read
+        return None
     key = privacy.unwrap(settings.data_keys, sender_id, bytes(wrapped))
     return privacy.seal(key, json.dumps(secret), context=SECRET, row_id=command_id)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import time
 from dataclasses import dataclass, field
 from typing import Final
@@ -17,6 +16,7 @@ from sqlalchemy import Engine, text
 from domain.batches import Decided, decide_batch, reject
 from domain.booking import Rejection
 from domain.cache import Cache
+from domain.commands import Kind
 from domain.database import is_the_worlds_fault, sqlstate
 from domain.projections import decided as answer_of
 from domain.settings import Settings
@@ -28,11 +28,6 @@ TRIES: Final = 5  # how often a lane may be begun in vain before its first comma
 BEGUN_SECONDS: Final = 300  # for so long the beginnings are counted
 
 log = structlog.get_logger()
-
-
-def lane_of(person_id: UUID, lanes: int) -> int:
-    """The lane of a schedule, the same in every process; it is stored at registration, so that a changed setting moves nobody."""
-    return int.from_bytes(hashlib.sha256(person_id.bytes).digest()[:8]) % lanes
 
 
 def flag_name(lane: int) -> str:
@@ -142,6 +137,9 @@ class Drainer:
 
     def _finish(self, decided: Decided) -> None:
         self.cache.finish(decided.batch_id, decided.scopes, {row.id: answer_of(row) for row in decided.commands})
+        for row in decided.commands:
+            if row.kind == Kind.ERASE and row.status == "succeeded":  # the list of the erased must outlive the database
+                log.info("person_erased", person_id=str(row.actor_id))
 
     def _is_the_worlds(self, error: BaseException) -> bool:
         return is_the_worlds_fault(error) or isinstance(error, self.interruptions)

@@ -26,6 +26,8 @@ GRACE: Final = timedelta(seconds=10)  # a double click: the same refresh token a
 ORIGIN: Final = "sessions.origin"  # the context under which a session's origin is sealed
 REMEMBERED: Final = timedelta(days=180)  # how long an address that logged in counts as known
 
+ERASED: Final = b'{"erased":true}'  # what is cached of a session whose person has been erased
+
 _log = structlog.get_logger()
 
 
@@ -49,9 +51,11 @@ class OpenSession:
 
 
 def open_session(connection: Connection, settings: Settings, person_id: UUID, role: Role, origin: Origin) -> Pair:
-    """Start a session for somebody who has proved who they are; returns its first tokens."""
+    """Start a session for somebody who has proved who they are; returns its first tokens. Raises NotAuthenticated."""
     session_id, refresh_id = uuid7(), uuid7()
-    wrapped = connection.execute(text("select wrapped from person_keys where person_id = :id"), {"id": person_id}).scalar_one()
+    wrapped = connection.execute(text("select wrapped from person_keys where person_id = :id"), {"id": person_id}).scalar()
+    if wrapped is None:  # erased since the password was read
+        raise NotAuthenticated
     key = privacy.unwrap(settings.data_keys, person_id, bytes(wrapped))
     told = json.dumps({"address": origin.address, "agent": origin.agent[:200]})
     row = connection.execute(
@@ -169,12 +173,17 @@ def scope(session_id: UUID) -> str:
 
 
 def alive(connection: Connection, session_id: UUID) -> Filled | None:
-    """What is cached of a session: that it lives. None, which is never cached, if it doesn't."""
-    expires_at = connection.execute(
-        text("select expires_at from sessions where id = :id and revoked_at is null and expires_at > clock_timestamp()"),
+    """What is cached of a session: that it lives, or outlives its person's data. None, which is never cached, if it doesn't."""
+    row = connection.execute(
+        text(
+            "select expires_at, people.status from sessions join people on people.id = person_id"
+            " where sessions.id = :id and revoked_at is null and expires_at > clock_timestamp()"
+        ),
         {"id": session_id},
-    ).scalar_one_or_none()
-    return expires_at and Filled(b"{}", fresh_until=expires_at)
+    ).one_or_none()
+    if row is None:
+        return None
+    return Filled(ERASED if row.status == "erased" else b"{}", fresh_until=row.expires_at)
 
 
 def known_address(connection: Connection, settings: Settings, person_id: UUID, address: str) -> bool:
@@ -219,7 +228,7 @@ _LOCKED = text(
     """
     select person_id, role, refresh_id, previous_refresh_id, refreshed_at, expires_at, revoked_at, clock_timestamp() as now
     from sessions join people on people.id = person_id
-    where sessions.id = :id and people.status <> 'erased' for no key update of sessions
+    where sessions.id = :id and people.status = 'active' for no key update of sessions
     """
 )
 _ROTATED = text(

@@ -106,7 +106,8 @@ class Accounts:
         """Have every waiting command decided, as a worker does."""
         drainer = Drainer(self.settings, self.engine, self.cache, self.broker)
         with self.engine.connect() as connection:
-            waiting = connection.execute(text("select distinct lane from commands where status = 'pending'")).scalars().all()
+            pending = "select distinct lane from commands where status = 'pending' and lane >= 0"
+            waiting = connection.execute(text(pending)).scalars().all()
         for lane in waiting:
             drainer.drain(lane)
 

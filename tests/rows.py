@@ -11,7 +11,7 @@ from sqlalchemy import Connection, Row, text
 from uuid_utils.compat import uuid7
 
 from domain import inbox, privacy
-from domain.commands import Command
+from domain.commands import Command, Erase
 from domain.schedule import Role
 from domain.settings import Settings
 
@@ -77,7 +77,7 @@ def add_slot(connection: Connection, doctor_id: UUID, starts_at: datetime, minut
 
 
 def send(
-    connection: Connection, settings: Settings, sender_id: UUID, command: Command, role: Role = Role.PATIENT
+    connection: Connection, settings: Settings, sender_id: UUID, command: Command | Erase, role: Role = Role.PATIENT
 ) -> Row[tuple[object]]:
     """Store a command as the API does."""
     return inbox.send(connection, settings, inbox.Sender(sender_id, role, "test"), command)

@@ -12,8 +12,8 @@ from typing import Any, Final, NoReturn
 import structlog
 from sqlalchemy import Connection, text
 
-from domain import chains, database, inbox, logs, notices, settings
-from domain.cache import Cache
+from domain import chains, database, erasure, inbox, logs, notices, retention, settings
+from domain.cache import Cache, changing
 from domain.settings import Settings, SettingsError
 from workers.app import BOOKING, NOTIFICATIONS, Sender, beat
 
@@ -39,6 +39,8 @@ class Relay:
             self.extend_horizons,
             self.wake_notices,
             self.take_root,
+            self.resume_erasures,
+            self.keep_terms,
         )
 
     def run(self) -> NoReturn:
@@ -91,6 +93,15 @@ class Relay:
             root = chains.take_root(connection)
         if root is not None:
             _log.info(chains.ROOT_TAKEN, position=root.position, root=root.root.hex(), until=root.until.isoformat())
+
+    def resume_erasures(self) -> None:
+        """Come back to the people whose appointments to come had to be cancelled before they could be erased."""
+        self._insert(lambda connection: erasure.resume(connection, self._settings))
+
+    def keep_terms(self) -> None:
+        """Archive and erase what has outlived its term, a portion each turn."""
+        with changing(self._engine, self._cache) as change:
+            retention.keep_terms(change)
 
     def _insert(self, due: Callable[[Connection], Iterable[int]]) -> None:
         with self._engine.begin() as connection:

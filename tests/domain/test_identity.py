@@ -19,7 +19,7 @@ from domain.chains import verify
 from domain.errors import Invalid
 from domain.identifiers import Crm
 from domain.identity import AlreadyRegistered, NewDoctor, NewPatient, Representative
-from domain.lanes import lane_of
+from domain.inbox import lane_of
 from domain.schedule import Role
 from domain.settings import Settings
 from local.servers import Cache as CacheServer

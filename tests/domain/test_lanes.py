@@ -20,7 +20,8 @@ from domain import batches, lanes
 from domain.booking import Decision, Schedule
 from domain.cache import Cache
 from domain.commands import Book, Command, Envelope
-from domain.lanes import Drainer, flag_name, lane_of
+from domain.inbox import lane_of
+from domain.lanes import Drainer, flag_name
 from domain.settings import Settings
 from local.servers import Broker
 from local.servers import Cache as CacheServer

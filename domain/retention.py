@@ -1,0 +1,90 @@
+"""Terms: what is archived, and what is erased because nothing asks for it any more."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from sqlalchemy import Connection, text
+
+from domain.cache import Change
+
+PORTION: Final = 1000  # rows of each kind at a time, so that nobody waits for it
+COMMAND_DAYS: Final = 90  # decided commands can be read for so long
+SESSION_DAYS: Final = 180  # as long as an address that logged in counts as known (domain.sessions)
+YEARS: Final = 20  # Lei 13.787/2018, art. 6: records of consultations, counted from the last entry
+
+
+def keep_terms(change: Change) -> int:
+    """Do one portion of what the terms ask for; how many rows it was. Nothing is left to do when it is none."""
+    connection = change.connection
+    done = sum(
+        connection.execute(statement, {"portion": PORTION}).rowcount
+        for statement in (_ARCHIVE_COMMANDS, _FORGET_BATCHES, _FORGET_SESSIONS, _FORGET_RETAINED)
+    )
+    return done + _forget_texts(connection, change)
+
+
+def _forget_texts(connection: Connection, change: Change) -> int:
+    """Empty the texts of consultations whose term is over. Reasons in the history stay sealed, and go with the patient's key."""
+    rows = connection.execute(_FORGET_TEXTS, {"portion": PORTION}).all()
+    for row in rows:
+        change.touch(f"appointment:{row.id}", f"person:{row.patient_id}", f"person:{row.doctor_id}")
+    return len(rows)
+
+
+_ARCHIVED = (
+    "id, seq, kind, actor_id, actor_role, doctor_id, slot_id, appointment_id, status, error_code, request_id,"
+    " received_at, decided_at"
+)
+_ARCHIVE_COMMANDS = text(
+    f"""
+    with gone as (
+        delete from commands where id = any(array(
+            select id from commands where status <> 'pending' and decided_at < clock_timestamp() - interval '{COMMAND_DAYS} days'
+            order by decided_at limit :portion for update skip locked
+        )) returning {_ARCHIVED}
+    )
+    insert into archived_commands ({_ARCHIVED}) select {_ARCHIVED} from gone
+    """
+)
+# Ids are made of the time (RFC 9562), so those of a term's other end need no index of their own.
+_FORGET_BATCHES = text(
+    f"""
+    delete from batches where id = any(array(
+        select id from batches where id < uuidv7(interval '-{COMMAND_DAYS} days') and finished_at is not null
+        order by id limit :portion for update skip locked
+    ))
+    """
+)
+_FORGET_SESSIONS = text(
+    f"""
+    delete from sessions where id = any(array(
+        select id from sessions where id < uuidv7(interval '-{SESSION_DAYS} days')
+            and coalesce(revoked_at, expires_at) < clock_timestamp() - interval '{SESSION_DAYS} days'
+        order by id limit :portion for update skip locked
+    ))
+    """
+)
+_LAST_ENTRY = f"""
+    join history on appointment_id = appointments.id and position = history_length
+        and at < clock_timestamp() - interval '{YEARS} years'
+"""
+_FORGET_RETAINED = text(
+    f"""
+    delete from retained where appointment_id = any(array(
+        select appointments.id from appointments {_LAST_ENTRY}
+        where appointments.id in (select appointment_id from retained where appointment_id < uuidv7(interval '-{YEARS} years'))
+        order by 1 limit :portion
+    ))
+    """
+)
+_FORGET_TEXTS = text(
+    f"""
+    update appointments set notes = null, reason = null, join_url = null where id = any(array(
+        select appointments.id from appointments {_LAST_ENTRY}
+        where appointments.id < uuidv7(interval '-{YEARS} years')
+            and num_nonnulls(notes, appointments.reason, join_url) > 0
+        order by appointments.id limit :portion for update of appointments skip locked
+    )) returning id, patient_id, doctor_id
+    """
+)
