@@ -294,6 +294,7 @@ def provoked(provoke: Callable[..., Any], request: pytest.FixtureRequest) -> Any
     return provoke(*(request.getfixturevalue(name) for name in signature(provoke).parameters))
 
 
+@pytest.mark.usefixtures("clinic")
 @pytest.mark.parametrize("code", booking.REJECTIONS)
 def test_a_command_is_rejected_with(code: str, request: pytest.FixtureRequest) -> None:
     command = provoked(REJECTIONS[code], request)
@@ -304,6 +305,7 @@ def test_a_command_is_rejected_with(code: str, request: pytest.FixtureRequest) -
     assert "result" not in command
 
 
+@pytest.mark.usefixtures("clinic")
 @pytest.mark.parametrize("code", sorted(ERRORS))
 def test_a_call_fails_with(code: str, request: pytest.FixtureRequest) -> None:
     status, provoke = ERRORS[code]
