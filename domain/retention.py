@@ -40,7 +40,7 @@ _ARCHIVE_COMMANDS = text(
     f"""
     with gone as (
         delete from commands where id = any(array(
-            select id from commands where status <> 'pending' and decided_at < clock_timestamp() - interval '{COMMAND_DAYS} days'
+            select id from commands where status <> 'pending' and decided_at < statement_timestamp() - interval '{COMMAND_DAYS} days'
             order by decided_at limit :portion for update skip locked
         )) returning {_ARCHIVED}
     )
@@ -51,7 +51,7 @@ _ARCHIVE_COMMANDS = text(
 _FORGET_BATCHES = text(
     f"""
     delete from batches where id = any(array(
-        select id from batches where id < uuidv7(interval '-{COMMAND_DAYS} days') and finished_at is not null
+        select id from batches where id < (select uuidv7(interval '-{COMMAND_DAYS} days')) and finished_at is not null
         order by id limit :portion for update skip locked
     ))
     """
@@ -59,7 +59,7 @@ _FORGET_BATCHES = text(
 _FORGET_SESSIONS = text(
     f"""
     delete from sessions where id = any(array(
-        select id from sessions where id < uuidv7(interval '-{SESSION_DAYS} days')
+        select id from sessions where id < (select uuidv7(interval '-{SESSION_DAYS} days'))
             and coalesce(revoked_at, expires_at) < clock_timestamp() - interval '{SESSION_DAYS} days'
         order by id limit :portion for update skip locked
     ))
@@ -73,7 +73,7 @@ _FORGET_RETAINED = text(
     f"""
     delete from retained where appointment_id = any(array(
         select appointments.id from appointments {_LAST_ENTRY}
-        where appointments.id in (select appointment_id from retained where appointment_id < uuidv7(interval '-{YEARS} years'))
+        where appointments.id in (select appointment_id from retained where appointment_id < (select uuidv7(interval '-{YEARS} years')))
         order by 1 limit :portion
     ))
     """
@@ -82,7 +82,7 @@ _FORGET_TEXTS = text(
     f"""
     update appointments set notes = null, reason = null, join_url = null where id = any(array(
         select appointments.id from appointments {_LAST_ENTRY}
-        where appointments.id < uuidv7(interval '-{YEARS} years')
+        where appointments.id < (select uuidv7(interval '-{YEARS} years'))
             and num_nonnulls(notes, appointments.reason, join_url) > 0
         order by appointments.id limit :portion for update of appointments skip locked
     )) returning id, patient_id, doctor_id

@@ -32,7 +32,7 @@ CHECKS = [
     response_headers_conformance,
     response_schema_conformance,
 ]
-TAGS = ["sessions", "accounts", "directory", "availability", "appointments", "commands", "operations"]
+TAGS = ["sessions", "accounts", "rights", "directory", "availability", "appointments", "commands", "operations"]
 
 
 @pytest.fixture

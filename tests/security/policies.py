@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 from tests.api.clinic import Clinic
-from tests.factories import PASSWORD, Someone, doctor_body, patient_body
+from tests.factories import PASSWORD, Someone, cpf, doctor_body, patient_body
 
 DOCUMENT: Final = Path(__file__).parents[2] / "docs" / "security.md"
 BEGIN, END = "<!-- routes: written by python -m tests.security.policies -->", "<!-- end of routes -->"
@@ -52,6 +52,13 @@ class World:
     slot_id: str  # open, the doctor's
     session_id: str  # the patient's
     doctor_id: str
+
+    kind: ClassVar = "terms"  # of a consent
+
+    @property
+    def patient_id(self) -> str:
+        """The patient, as paths name people."""
+        return str(self.patient.id)
 
     def person(self, caller: str) -> Someone | None:
         """Who a caller of the table is; None for one without a token."""
@@ -132,6 +139,14 @@ ROUTES: Final = (
     Route("PUT", "/api/v1/me/password", succeed_with(ANY_TOKEN, 204), {"current": PASSWORD, "new": "outra senha bem comprida"}),
     Route("POST", "/api/v1/doctors/{doctor_id}/verification", STAFF, {"decision": "suspend", "reason": "Registro vencido"}),
     Route("GET", "/api/v1/staff/doctors", STAFF),
+    # A person's rights over their data
+    Route("GET", "/api/v1/me/export", "401 200 200 200 200 403 401 401 401"),
+    Route("GET", "/api/v1/me/access-log", PATIENTS),
+    Route("GET", "/api/v1/me/consents", PATIENTS),
+    Route("POST", "/api/v1/me/consents", succeed_with(PATIENTS, 201), {"kind": "teleconsultation", "version": "1"}),
+    Route("DELETE", "/api/v1/me/consents/{kind}", succeed_with(PATIENTS, 204)),
+    Route("POST", "/api/v1/me/erasure", succeed_with(PATIENTS, 202), {"password": PASSWORD, "confirm": True}),
+    Route("PUT", "/api/v1/staff/patients/{patient_id}/cpf", STAFF, lambda *_: {"cpf": cpf(), "reason": "Erro de digitação"}),
     # The directory
     Route("GET", "/api/v1/specialties", ANYONE),
     Route("GET", "/api/v1/doctors", ANYONE),
