@@ -43,7 +43,8 @@ SECRET: Final = "commands.secret"  # the context under which a command's secret 
 PARKED: Final = -1  # the lane of what waits for other lanes: nobody drains it
 
 COLUMNS: Final = (
-    "id, lane, kind, actor_id, status, received_at, decided_at, batch_id, appointment_id, result, error_code, error_detail"
+    "id, lane, kind, actor_id, request_id, status, received_at, decided_at, batch_id, appointment_id, result, error_code,"
+    " error_detail"
 )
 
 

@@ -137,6 +137,13 @@ class Drainer:
 
     def _finish(self, decided: Decided) -> None:
         self.cache.finish(decided.batch_id, decided.scopes, {row.id: answer_of(row) for row in decided.commands})
+        log.info(
+            "batch_decided",
+            batch_id=str(decided.batch_id),
+            count=len(decided.commands),
+            command_ids=[str(row.id) for row in decided.commands],
+            request_ids=[row.request_id for row in decided.commands],
+        )
         for row in decided.commands:
             if row.kind == Kind.ERASE and row.status == "succeeded":  # the list of the erased must outlive the database
                 log.info("person_erased", person_id=str(row.actor_id))

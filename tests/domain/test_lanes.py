@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -16,7 +17,7 @@ from redis.retry import Retry
 from sqlalchemy import Engine, create_engine, text
 from sqlalchemy.exc import OperationalError
 
-from domain import batches, lanes
+from domain import batches, lanes, logs
 from domain.booking import Decision, Schedule
 from domain.cache import Cache
 from domain.commands import Book, Command, Envelope
@@ -160,6 +161,22 @@ def test_a_faulty_command_fails_alone_and_before_any_later_one(
     assert "(ref. " in detail
     assert "bug" not in detail
     assert appointments == 3
+
+
+def test_the_log_names_the_requests_that_were_decided_and_the_reference_that_was_given(
+    drainer: Drainer, engine: Engine, settings: Settings, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    logs.configure("INFO")
+    ids = bookings(engine, settings, 2)
+    trouble_with(monkeypatch, ids[0], lambda: KeyError("bug"))
+    drainer.drain(0)
+    lines = [json.loads(line) for line in capfd.readouterr().err.splitlines()]
+    decided = [line for line in lines if line["event"] == "batch_decided"]
+    assert [(line["command_ids"], line["request_ids"]) for line in decided] == [([str(each)], ["test"]) for each in ids]
+    with engine.connect() as connection:
+        detail = connection.execute(text("select error_detail from commands where id = :id"), {"id": ids[0]}).scalar_one()
+    (rejected,) = [line for line in lines if line["event"] == "command_rejected"]
+    assert f"(ref. {rejected['reference']})" in detail
 
 
 def test_the_worlds_trouble_is_no_commands_fault(
