@@ -6,11 +6,11 @@ from collections.abc import Callable
 from typing import Any
 from uuid import UUID
 
-from flask import Response
 from marshmallow import fields, post_load
 
 from api.attempts import CLASHES, REGISTRATIONS
 from api.auth import Anyone, AnyToken, Doctor, Patient, Staff, current, policy, sender
+from api.proofs import origin_key
 from api.schemas import (
     LANGUAGES,
     Agreed,
@@ -35,11 +35,9 @@ from api.schemas import (
     UtcInstant,
     Zone,
 )
-from api.services import client_address, request_id, services
-from api.sessions import check_password
-from domain import identity, passwords, sessions
+from api.services import request_id, services
+from domain import identity, passwords
 from domain.cache import changing
-from domain.errors import Invalid
 from domain.identity import AlreadyRegistered, NewDoctor, NewPatient, RegisteredSpecialty, Representative
 from domain.specialties import SPECIALTIES
 from workers.app import wake
@@ -130,13 +128,6 @@ class VerificationBody(Body):
     reason = Text(most=500, lines=True)
 
 
-class PasswordBody(Body):
-    """The present password and the one to come."""
-
-    current = Secret(required=True)
-    new = Secret(least=passwords.MIN_LENGTH, most=passwords.MAX_LENGTH, required=True)
-
-
 class StaffQuery(PageQuery):
     """Which doctors staff wants to see."""
 
@@ -164,6 +155,7 @@ class _Person(Answer):
     name = fields.String(required=True)
     email = fields.String(required=True)
     email_confirmed = fields.Boolean(required=True)
+    totp = fields.Boolean(required=True)
     language = fields.String(required=True)
     timezone = fields.String(required=True)
     created_at = UtcInstant(required=True)
@@ -270,25 +262,6 @@ def change_doctor(edits: dict[str, Any]) -> dict[str, Any]:
     return _account(current().id)
 
 
-@blp.put("/me/password")
-@policy(AnyToken)
-@blp.arguments(PasswordBody)
-@blp.response(204)
-@blp.alt_response(429)
-def change_password(body: dict[str, Any]) -> Response:
-    """Trocar a senha. / Choose another password; every other session of the account ends."""
-    use, caller = services(), current()
-    with use.reads.connect() as connection:
-        account = identity.account_of_person(connection, caller.id)
-        identity.check_new_password(connection, use.settings, caller.id, body["new"])
-    if not check_password(account, str(caller.id), body["current"]):
-        raise Invalid({"current": ["Senha incorreta. / Wrong password."]}, code="wrong_password")
-    hashed = passwords.hash_password(body["new"])
-    with changing(use.engine, use.cache) as change:
-        identity.set_password(change, caller.id, hashed, session_id=caller.session_id)
-    return Response(status=204)
-
-
 @blp.post("/doctors/<uuid:doctor_id>/verification")
 @policy(Staff)
 @blp.arguments(VerificationBody)
@@ -320,8 +293,7 @@ def list_doctors(query: dict[str, Any]) -> dict[str, Any]:
 
 
 def _registered(register: Callable[..., UUID], new: NewPatient | NewDoctor) -> dict[str, Any]:
-    use = services()
-    origin = sessions.address_hash(use.settings, client_address()).hex()
+    use, origin = services(), origin_key()
     use.attempts.check(CLASHES, origin)
     use.attempts.count(REGISTRATIONS, origin)
     try:

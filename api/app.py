@@ -20,6 +20,7 @@ from api import (
     auth,
     availability,
     commands,
+    credentials,
     directory,
     errors,
     operations,
@@ -68,7 +69,7 @@ def create_app(settings: Settings) -> Flask:
     errors.register(app)
     send_wake_ups_to(settings.broker_url)
     api = _Api(app)
-    for module in (sessions, accounts, rights, directory, availability, appointments, commands, operations):
+    for module in (sessions, credentials, accounts, rights, directory, availability, appointments, commands, operations):
         api.register_blueprint(module.blp, url_prefix="/api/v1")
     app.register_blueprint(operations.pages)
     auth.check_policies(app)

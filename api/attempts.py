@@ -37,8 +37,11 @@ class Limit:
 
 FAILURES_OF_ACCOUNT: Final = Limit.of("account", "5 per 30 seconds; 10 per 5 minutes; 30 per hour")
 FAILURES_FROM_KNOWN: Final = Limit.of("known", "10 per 30 seconds; 30 per 5 minutes; 120 per hour")
+CODES_OF_ACCOUNT: Final = Limit.of("codes", "10 per 5 minutes; 50 per day")  # right ones too: each is good once
 FAILURES_FROM_ADDRESS: Final = Limit.of("address", "200 per 5 minutes; 1000 per hour")
 REGISTRATIONS: Final = Limit.of("registrations", "1000 per hour")
+LINKS_TO_ADDRESSES: Final = Limit.of("links", "10 per day")  # that one account wants to be its own
+LINKS_FROM_ADDRESS: Final = Limit.of("forgotten", "200 per hour")
 CLASHES: Final = Limit.of("clashes", "60 per hour")  # each answers whether somebody is registered
 
 

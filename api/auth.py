@@ -98,24 +98,27 @@ def _admit() -> None:
     if not stated.roles:
         return
     caller = _caller(refresh=stated.refresh)
-    if not stated.refresh:
-        _must_be_alive(caller.session_id, stated.erased)
+    standing = sessions.ALIVE if stated.refresh else _standing(caller.session_id)
+    if standing == sessions.ERASED and not stated.erased:
+        raise NotAuthenticated
     if caller.role not in stated.roles:
         raise NotAllowed
+    # Whoever must have a second factor and has none may see to their own account, and do nothing else.
+    if standing == sessions.WITHOUT_TOTP and services().settings.staff_totp and stated.roles != AnyToken:
+        raise NotAllowed("Ative a verificação em duas etapas. / Turn two-step verification on.", code="totp_required")
     g.caller = caller
 
 
-def _must_be_alive(session_id: UUID, even_erased: bool) -> None:
+def _standing(session_id: UUID) -> bytes:
     try:
         alive = services().cache.read(
             sessions.scope(session_id), "alive", lambda connection: sessions.alive(connection, session_id)
         )
     except NotFound:
         raise NotAuthenticated from None
-    if alive.body == sessions.ERASED and not even_erased:
-        raise NotAuthenticated
     if alive.degraded:
         mark_degraded()
+    return alive.body
 
 
 def _caller(*, refresh: bool) -> Caller:

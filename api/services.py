@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from ipaddress import ip_address
 
 from flask import current_app, g, request
 from redis import Redis
@@ -15,6 +16,7 @@ from domain.cache import Cache
 from domain.settings import Settings
 from domain.waiters import Waiters
 
+_WITH_PORT = re.compile(r"\[(?P<v6>[^\]]*)\](:\d+)?|(?P<v4>[\d.]+):\d+", re.ASCII)
 _SANE_ID = re.compile(r"[A-Za-z0-9._-]{1,64}", re.ASCII)
 
 
@@ -53,8 +55,13 @@ def request_id() -> str:
 
 
 def client_address() -> str:
-    """The address of whoever asks: behind the stated number of proxies, and no further."""
-    return request.remote_addr or "0.0.0.0"  # noqa: S104
+    """The address of whoever asks: behind the stated number of proxies, and no further; 0.0.0.0 if they told none."""
+    told = request.remote_addr or ""
+    found = _WITH_PORT.fullmatch(told)  # as some proxies write it, a new one with each connection
+    try:
+        return str(ip_address(found["v6"] or found["v4"] if found else told))
+    except ValueError:
+        return "0.0.0.0"  # noqa: S104
 
 
 def mark_degraded() -> None:

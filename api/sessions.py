@@ -8,20 +8,19 @@ from uuid import UUID
 from flask import Response, request
 from marshmallow import fields
 
-from api.attempts import FAILURES_FROM_ADDRESS, FAILURES_FROM_KNOWN, FAILURES_OF_ACCOUNT
 from api.auth import Anyone, AnyToken, current, policy
+from api.proofs import check_password, count_code
 from api.schemas import Answer, Blueprint, Body, CrmText, Many, Nothing, Part, Secret, Text, UtcInstant
 from api.services import client_address, services
-from domain import identity, passwords, privacy, sessions
+from domain import credentials, identity, sessions
 from domain.cache import changing
 from domain.errors import NotAuthenticated
 from domain.identity import Account
 from domain.schedule import Role
+from domain.second_factor import LONGEST_CODE
 from domain.tokens import ACCESS_LIFE, Pair
 
 WRONG = "Login ou senha incorretos. / Wrong log-in or password."
-
-_NOBODY = UUID(int=0)  # asked after in the place of an account that isn't there, which must take as long
 
 blp = Blueprint("sessions", __name__, description="Entrar e sair / Logging in and out")
 
@@ -31,7 +30,7 @@ class DoctorLogIn(Body):
 
     crm = CrmText(required=True)
     password = Secret(required=True)
-    otp = Secret(most=20)
+    otp = Secret(most=LONGEST_CODE)
 
 
 class LogIn(Body):
@@ -39,7 +38,7 @@ class LogIn(Body):
 
     login = Text(most=254, required=True)
     password = Secret(required=True)
-    otp = Secret(most=20)
+    otp = Secret(most=LONGEST_CODE)
 
 
 class Tokens(Answer):
@@ -85,7 +84,7 @@ def log_in_doctor(body: dict[str, Any]) -> dict[str, Any]:
     """Entrar como médico. / Log in as a doctor."""
     with services().reads.connect() as connection:
         account = identity.account_of_doctor(connection, body["crm"])
-    return _log_in(account, Role.DOCTOR, f"{body['crm'].number}/{body['crm'].state}", body["password"])
+    return _log_in(account, Role.DOCTOR, f"{body['crm'].number}/{body['crm'].state}", body)
 
 
 @blp.post("/auth/patient")
@@ -152,46 +151,22 @@ def end_session(_: dict[str, Any], session_id: UUID) -> Response:
     return Response(status=204)
 
 
-def check_password(account: Account | None, tried: str, password: str) -> bool:
-    """Whether this is the account's password: the same work and the same answer for an account that isn't there.
-
-    `tried` names what was tried to log in to. Raises TooMany if it was wrong too often, for the account or from this address;
-    strangers' failures don't count against an address that logged in to the account before. Raises Unavailable if it takes more
-    than 5 seconds to get a turn to hash.
-    """
-    use, address = services(), client_address()
-    origin = sessions.address_hash(use.settings, address).hex()
-    person_id = account.id if account else _NOBODY
-    with use.reads.connect() as connection:
-        known = sessions.known_address(connection, use.settings, person_id, address)
-    key = str(person_id) if account else privacy.look_up_hash(use.settings.hash_key, "login", tried).hex()
-    limit, key = (FAILURES_FROM_KNOWN, f"{key}:{origin}") if known else (FAILURES_OF_ACCOUNT, key)
-    use.attempts.check(FAILURES_FROM_ADDRESS, origin)
-    use.attempts.check(limit, key)
-    right = passwords.verify_password(account.password_hash if account else None, password)
-    # Many guesses at once all pass the check above; what they found out is told only within the limit.
-    if right:
-        use.attempts.check(limit, key)
-    else:
-        use.attempts.count(limit, key)
-        use.attempts.count(FAILURES_FROM_ADDRESS, origin)
-    return right
-
-
 def _log_in_by_text(role: Role, body: dict[str, Any]) -> dict[str, Any]:
     with services().reads.connect() as connection:
         account = identity.account_of(connection, services().settings, role, body["login"])
-    return _log_in(account, role, body["login"].casefold(), body["password"])
+    return _log_in(account, role, body["login"].casefold(), body)
 
 
-def _log_in(account: Account | None, role: Role, tried: str, password: str) -> dict[str, Any]:
-    use = services()
-    if not check_password(account, f"{role} {tried}", password) or account is None:
+def _log_in(account: Account | None, role: Role, tried: str, body: dict[str, Any]) -> dict[str, Any]:
+    use, code = services(), body.get("otp")
+    if not check_password(account, f"{role} {tried}", body["password"]) or account is None:
         raise NotAuthenticated(WRONG, code="invalid_credentials")
-    identity.keep_rehashed(use.engine, account, password)
+    if code is not None:
+        count_code(account.id)
     origin = sessions.Origin(client_address(), request.headers.get("User-Agent", ""))
-    with use.engine.begin() as connection:
-        return _tokens(sessions.open_session(connection, use.settings, account.id, account.role, origin))
+    pair = credentials.log_in(use.engine, use.settings, account, code, origin)
+    identity.keep_rehashed(use.engine, account, body["password"])
+    return _tokens(pair)
 
 
 def _tokens(pair: Pair) -> dict[str, Any]:

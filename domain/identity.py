@@ -15,10 +15,11 @@ from sqlalchemy import Connection, Engine, Row, text
 from sqlalchemy.exc import IntegrityError
 from uuid_utils.compat import uuid7
 
-from domain import audit, consents, inbox, passwords, privacy, sessions
+from domain import audit, consents, inbox, links, passwords, privacy
 from domain.cache import Change
-from domain.errors import Conflict, Invalid, NotFound
+from domain.errors import Conflict, Invalid, NotFound, Unavailable
 from domain.identifiers import Crm, Malformed, mask_cpf, name_key, normalise_email, parse_cpf
+from domain.notices import Kind
 from domain.projections import scopes_showing
 from domain.schedule import Role
 from domain.settings import Settings
@@ -92,6 +93,7 @@ class Account:
     id: UUID
     role: Role
     password_hash: str | None
+    password_changed_at: datetime | None
 
 
 def register_patient(engine: Engine, settings: Settings, new: NewPatient, *, request_id: str | None = None) -> UUID:
@@ -105,7 +107,10 @@ def register_patient(engine: Engine, settings: Settings, new: NewPatient, *, req
     hashed = passwords.hash_password(new.password)
     try:
         with engine.begin() as connection:
-            return insert_patient(connection, settings, new, hashed)
+            patient_id = insert_patient(connection, settings, new, hashed)
+            if settings.limits.confirm_email:
+                links.send(connection, settings, patient_id, Kind.CONFIRM_EMAIL, email=new.email, request_id=request_id)
+            return patient_id
     except IntegrityError as clash:
         hashes = {"email_hash": email_hash(settings, new.email), "cpf_hash": new.cpf and cpf_hash(settings, new.cpf)}
         raise _told(engine, clash, hashes, request_id) from None
@@ -206,9 +211,12 @@ def account_of_person(connection: Connection, person_id: UUID) -> Account | None
 
 
 def keep_rehashed(engine: Engine, account: Account, password: str) -> None:
-    """Hash a right password anew if its hash was made with other parameters than today's."""
+    """Hash a right password anew if its hash was made with other parameters than today's, and there is a turn for it."""
     if account.password_hash is not None and passwords.needs_rehash(account.password_hash):
-        hashed = passwords.hash_password(password)
+        try:
+            hashed = passwords.hash_password(password)
+        except Unavailable:  # another log-in will do it
+            return
         with engine.begin() as connection:
             connection.execute(
                 text("update people set password_hash = :new where id = :id and password_hash = :old"),
@@ -216,8 +224,8 @@ def keep_rehashed(engine: Engine, account: Account, password: str) -> None:
             )
 
 
-def check_new_password(connection: Connection, settings: Settings, person_id: UUID, password: str) -> None:
-    """Raises Invalid if somebody may not choose this password."""
+def check_new_password(connection: Connection, settings: Settings, person_id: UUID, password: str, *, field: str) -> None:
+    """Raises Invalid, which names the `field`, if somebody may not choose this password."""
     row = _person(connection, person_id)
     private = _opened_row(settings, row)
     born = private.get("birth_date")
@@ -225,17 +233,31 @@ def check_new_password(connection: Connection, settings: Settings, person_id: UU
         private["name"], private["email"], private.get("cpf"), date.fromisoformat(born) if born else None, private.get("phone")
     )
     crm = (_crm(row), row.crm_number) if row.role == Role.DOCTOR else ()
-    _check_password(password, (*personal, *crm), field="new")
+    _check_password(password, (*personal, *crm), field=field)
 
 
-def set_password(change: Change, person_id: UUID, password_hash: str, *, session_id: UUID) -> None:
-    """Give an account a new password, and end its other sessions."""
-    change.connection.execute(
-        text("update people set password_hash = :hash where id = :id"), {"id": person_id, "hash": password_hash}
-    )
-    sessions.end_all(change, person_id, but=session_id)
-    role = change.connection.execute(text("select role from people where id = :id"), {"id": person_id}).scalar_one()
-    audit.record(change.connection, person_id, person_id, Role(role), "password_changed")
+def change_email(connection: Connection, settings: Settings, person_id: UUID, email: str) -> bool:
+    """Let a confirmed address be somebody's; whether it was another before. Raises AlreadyRegistered."""
+    _lock_person(connection, person_id)
+    row = _person(connection, person_id)
+    private = _opened_row(settings, row)
+    changed = bool(private["email"] != email)
+    key = privacy.unwrap(settings.data_keys, person_id, bytes(row.wrapped))
+    try:
+        connection.execute(
+            text(
+                "update people set email_hash = :email_hash, private = :private, email_confirmed_at = clock_timestamp()"
+                " where id = :id"
+            ),
+            {
+                "id": person_id,
+                "email_hash": email_hash(settings, email),
+                "private": privacy.seal(key, json.dumps(private | {"email": email}), context=PRIVATE, row_id=person_id),
+            },
+        )
+    except IntegrityError:
+        raise AlreadyRegistered from None
+    return changed
 
 
 def own_account(connection: Connection, settings: Settings, person_id: UUID) -> dict[str, Any]:
@@ -248,6 +270,7 @@ def own_account(connection: Connection, settings: Settings, person_id: UUID) -> 
         "name": private["name"],
         "email": private["email"],
         "email_confirmed": row.email_confirmed_at is not None,
+        "totp": row.totp,
         "language": row.language,
         "timezone": row.timezone,
         "created_at": row.created_at,
@@ -482,6 +505,7 @@ _PERSON = text(
     select people.id, people.role, people.language, coalesce(doctors.timezone, people.timezone) as timezone, private, wrapped,
            email_confirmed_at, people.created_at, doctors.status as doctor_status, doctors.name as doctor_name, crm_number,
            crm_suffix, crm_state, bio, price, currency, pending, verified_at, verification_reason,
+           exists (select from second_factors where person_id = people.id and confirmed_at is not null) as totp,
            (select json_agg(json_build_object('code', code, 'rqe', rqe) order by code)
             from doctor_specialties where doctor_id = people.id) as specialties
     from people join person_keys on person_id = people.id left join doctors on doctors.id = people.id
@@ -510,9 +534,9 @@ def _opened_row(settings: Settings, row: Row[Any]) -> dict[str, Any]:
 
 def _account(connection: Connection, condition: str, **parameters: Any) -> Account | None:
     row = connection.execute(
-        text(f"select people.id, people.role, password_hash from people {condition}"), parameters
+        text(f"select people.id, people.role, password_hash, password_changed_at from people {condition}"), parameters
     ).one_or_none()
-    return None if row is None else Account(row.id, Role(row.role), row.password_hash)
+    return None if row is None else Account(row.id, Role(row.role), row.password_hash, row.password_changed_at)
 
 
 def _login_hash(settings: Settings, role: Role, login: str) -> tuple[str, bytes] | None:

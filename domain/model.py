@@ -50,7 +50,7 @@ class Base(DeclarativeBase):
 
 
 class Person(Base):
-    """Somebody who logs in, or `system`, the actor of what time brings. All that is private is sealed under the person's own key."""
+    """Somebody who logs in, or `system`, the actor of what time brings. What is private is sealed under the person's own key."""
 
     __tablename__ = "people"
     __table_args__ = (
@@ -69,6 +69,7 @@ class Person(Base):
     cpf_hash: Mapped[bytes | None]
     private: Mapped[bytes | None]  # sealed JSON: name, email, cpf, phone, birth_date, representative
     password_hash: Mapped[str | None]
+    password_changed_at: Mapped[datetime | None]
     email_confirmed_at: Mapped[datetime | None]
     created_at: Mapped[datetime] = mapped_column(server_default=func.clock_timestamp())
 
@@ -374,6 +375,43 @@ class SessionRecord(Base):
     created_at: Mapped[datetime] = mapped_column(server_default=func.clock_timestamp())
     expires_at: Mapped[datetime]
     revoked_at: Mapped[datetime | None]
+
+
+class LinkRecord(Base):
+    """A secret link that was mailed to somebody: good once, and until it expires. Whoever has its token reads that mail."""
+
+    __tablename__ = "links"
+    __table_args__ = (
+        CheckConstraint("kind in ('confirm_email', 'password_forgotten')", name="kind"),
+        Index("ix_links_person_id", "person_id", "kind"),
+    )
+
+    id: Mapped[UUID] = mapped_column(primary_key=True)
+    person_id: Mapped[UUID] = mapped_column(ForeignKey("people.id"))
+    kind: Mapped[str]
+    token_hash: Mapped[bytes] = mapped_column(unique=True)
+    email: Mapped[bytes | None]  # the address that is confirmed by following it, sealed under the person's key
+    expires_at: Mapped[datetime]
+
+
+class SecondFactorRecord(Base):
+    """What makes somebody's one-time codes (RFC 6238). It is asked for once confirmed, and no code is good twice."""
+
+    __tablename__ = "second_factors"
+
+    person_id: Mapped[UUID] = mapped_column(ForeignKey("people.id"), primary_key=True)
+    secret: Mapped[bytes]  # base32, sealed under the person's key
+    last_step: Mapped[int] = mapped_column(BigInteger, server_default=text("0"))  # that of the last code which was used
+    confirmed_at: Mapped[datetime | None]
+
+
+class RecoveryCodeRecord(Base):
+    """A code that stands in for a lost second factor, by its keyed hash. To use it is to delete it."""
+
+    __tablename__ = "recovery_codes"
+
+    person_id: Mapped[UUID] = mapped_column(ForeignKey("people.id"), primary_key=True)
+    hash: Mapped[bytes] = mapped_column(primary_key=True)
 
 
 class AuditRecord(Base):

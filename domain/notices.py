@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
@@ -12,6 +12,7 @@ from uuid import UUID
 from zoneinfo import ZoneInfo
 
 from sqlalchemy import Connection, Row, text
+from uuid_utils.compat import uuid7
 
 from domain import privacy
 from domain.identifiers import Crm
@@ -23,6 +24,7 @@ GIVE_UP_AFTER: Final = timedelta(days=1)
 FAULTS: Final = 5  # attempts at a mail that we ourselves can't write
 
 FIRST_PAUSE_SECONDS: Final = 10
+SECRET: Final = "notices.secret"  # the context under which a notice's secret is sealed
 _LONGEST_PAUSE = timedelta(minutes=4)
 _LONGEST_PAUSE_AFTER_REFUSAL = timedelta(hours=1)
 
@@ -38,6 +40,19 @@ class Kind(StrEnum):
     EXPIRED = "expired"
     REMINDER = "reminder"
     ALREADY_REGISTERED = "already_registered"
+    CONFIRM_EMAIL = "confirm_email"  # to the address that is to be confirmed, whosever it may be
+    EMAIL_CHANGING = "email_changing"  # to the address that the account has until then
+    PASSWORD_FORGOTTEN = "password_forgotten"
+    PASSWORD_CHANGED = "password_changed"
+    TOTP_ON = "totp_on"
+    TOTP_OFF = "totp_off"
+
+
+# How long the secret link that a mail brings is good.
+LINK_LIFE: Final[Mapping[str, timedelta]] = {
+    Kind.CONFIRM_EMAIL: timedelta(days=1),
+    Kind.PASSWORD_FORGOTTEN: timedelta(minutes=30),
+}
 
 
 class Drop(StrEnum):
@@ -115,6 +130,31 @@ class Letter:
     notice: Notice
     recipient: Recipient
     visit: Visit | None
+    token: str | None = None  # of the secret link that the mail brings
+
+
+def tell(
+    connection: Connection,
+    person_id: UUID,
+    kind: Kind,
+    *,
+    secret: Mapping[str, str] | None = None,
+    key: bytes | None = None,
+    request_id: str | None = None,
+) -> None:
+    """Have somebody told of what is no appointment, as soon as may be.
+
+    `secret`, which is sealed under their `key` until the mail is sent, may hold a link's `token`, and an address `to` send it to.
+    """
+    notice_id = uuid7()
+    sealed = privacy.seal(key, json.dumps(secret), context=SECRET, row_id=notice_id) if key and secret else None
+    connection.execute(
+        text(
+            "insert into notices (id, person_id, kind, due_at, next_try_at, secret, request_id)"
+            " select :id, :person_id, :kind, now, now, :secret, :request_id from clock_timestamp() as now"
+        ),
+        {"id": notice_id, "person_id": person_id, "kind": kind, "secret": sealed, "request_id": request_id},
+    )
 
 
 def claim(connection: Connection) -> Notice | None:
@@ -137,14 +177,20 @@ def letter(connection: Connection, ring: KeyRing, reminders: Sequence[int], noti
     row = connection.execute(_LETTER, {"id": notice.id}).one()
     if row.recipient_private is None or row.recipient_key is None:
         return Drop.ERASED
+    if notice.kind in LINK_LIFE and notice.now - notice.created_at >= LINK_LIFE[notice.kind]:
+        return Drop.TOO_LATE
     drop = pointless(notice, _Standing.of(row), reminders) if notice.appointment_id is not None else None
     if drop is not None:
         return drop
     private = _private(ring, notice.person_id, row.recipient_key, row.recipient_private)
+    secret = _secret(ring, notice, row)
     role = Role(row.role)
     timezone = row.doctor_timezone if role is Role.DOCTOR else row.timezone
-    recipient = Recipient(role, private["name"], private["email"], row.language, timezone)
-    return Letter(notice, recipient, _visit(connection, ring, notice, row, role) if notice.appointment_id else None)
+    # Whoever wants an address to be theirs can't put words in a mail to it, not even as a name.
+    name = "" if notice.kind == Kind.CONFIRM_EMAIL else private["name"]
+    recipient = Recipient(role, name, secret.get("to", private["email"]), row.language, timezone)
+    visit = _visit(connection, ring, notice, row, role) if notice.appointment_id else None
+    return Letter(notice, recipient, visit, secret.get("token"))
 
 
 def pointless(notice: Notice, appointment: _Standing, reminders: Sequence[int]) -> Drop | None:
@@ -172,7 +218,8 @@ def pointless(notice: Notice, appointment: _Standing, reminders: Sequence[int]) 
 def mark_sent(connection: Connection, notice: Notice) -> None:
     """The mail server has taken it."""
     connection.execute(
-        text("update notices set sent_at = clock_timestamp(), claimed_until = null where id = :id"), {"id": notice.id}
+        text("update notices set sent_at = clock_timestamp(), claimed_until = null, secret = null where id = :id"),
+        {"id": notice.id},
     )
 
 
@@ -191,7 +238,10 @@ def mark_failed(connection: Connection, notice: Notice, failure: Failure) -> Non
 def drop(connection: Connection, notice: Notice, reason: Drop) -> None:
     """It is never sent, and staff can see why."""
     connection.execute(
-        text("update notices set dropped_at = clock_timestamp(), drop_reason = :reason, claimed_until = null where id = :id"),
+        text(
+            "update notices set dropped_at = clock_timestamp(), drop_reason = :reason, claimed_until = null, secret = null"
+            " where id = :id"
+        ),
         {"id": notice.id, "reason": reason},
     )
 
@@ -291,6 +341,14 @@ def _private(ring: KeyRing, person_id: UUID, wrapped: bytes, sealed: bytes) -> d
     return opened
 
 
+def _secret(ring: KeyRing, notice: Notice, row: Row[Any]) -> dict[str, str]:
+    if row.secret is None:
+        return {}
+    key = privacy.unwrap(ring, notice.person_id, bytes(row.recipient_key))
+    opened: dict[str, str] = json.loads(privacy.open_sealed(key, bytes(row.secret), context=SECRET, row_id=notice.id))
+    return opened
+
+
 def _text(key: bytes, row: Row[Any], name: str) -> str | None:
     sealed = getattr(row, name)
     if sealed is None:
@@ -317,7 +375,7 @@ _CLAIM = text(
 )
 _LETTER = text(
     """
-    select recipient.role, recipient.language, recipient.timezone, recipient.private as recipient_private,
+    select notices.secret, recipient.role, recipient.language, recipient.timezone, recipient.private as recipient_private,
         recipient_key.wrapped as recipient_key, appointments.id as appointment_id, appointments.status,
         appointments.sequence, appointments.starts_at, appointments.ends_at, appointments.expires_at,
         appointments.reschedules, appointments.refusal_kind, appointments.reason, appointments.join_url,

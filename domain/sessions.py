@@ -26,7 +26,10 @@ GRACE: Final = timedelta(seconds=10)  # a double click: the same refresh token a
 ORIGIN: Final = "sessions.origin"  # the context under which a session's origin is sealed
 REMEMBERED: Final = timedelta(days=180)  # how long an address that logged in counts as known
 
-ERASED: Final = b'{"erased":true}'  # what is cached of a session whose person has been erased
+# What is cached of a session that lives, of one whose person has been erased, and of staff's without a second factor.
+ALIVE: Final = b"{}"
+ERASED: Final = b'{"erased":true}'
+WITHOUT_TOTP: Final = b'{"totp":false}'
 
 _log = structlog.get_logger()
 
@@ -173,17 +176,23 @@ def scope(session_id: UUID) -> str:
 
 
 def alive(connection: Connection, session_id: UUID) -> Filled | None:
-    """What is cached of a session: that it lives, or outlives its person's data. None, which is never cached, if it doesn't."""
+    """What is cached of a session: how it stands. None, which is never cached, if it is over."""
     row = connection.execute(
         text(
-            "select expires_at, people.status from sessions join people on people.id = person_id"
-            " where sessions.id = :id and revoked_at is null and expires_at > clock_timestamp()"
+            """
+            select expires_at, people.status, role = 'staff' and not exists (
+                select from second_factors where second_factors.person_id = people.id and confirmed_at is not null
+            ) as without_totp
+            from sessions join people on people.id = person_id
+            where sessions.id = :id and revoked_at is null and expires_at > clock_timestamp()
+            """
         ),
         {"id": session_id},
     ).one_or_none()
     if row is None:
         return None
-    return Filled(ERASED if row.status == "erased" else b"{}", fresh_until=row.expires_at)
+    standing = ERASED if row.status == "erased" else WITHOUT_TOTP if row.without_totp else ALIVE
+    return Filled(standing, fresh_until=row.expires_at)
 
 
 def known_address(connection: Connection, settings: Settings, person_id: UUID, address: str) -> bool:

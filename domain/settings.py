@@ -41,6 +41,7 @@ class Settings:
 
     rate_limits: bool
     proxy_hops: int
+    staff_totp: bool  # staff may do nothing but see to their own account until they have a second factor
     cors_origins: tuple[str, ...]
     public_docs: bool
     public_metrics: bool
@@ -89,6 +90,7 @@ def load(environ: Mapping[str, str]) -> Settings:
         hash_key=read.key("HASH_KEY"),
         rate_limits=read.flag("RATE_LIMITS", True),
         proxy_hops=read.number("PROXY_HOPS", 0, 0, 10),
+        staff_totp=read.flag("STAFF_TOTP", not local),
         cors_origins=tuple(origin.strip() for origin in read.text("CORS_ORIGINS", "").split(",") if origin.strip()),
         public_docs=read.flag("PUBLIC_DOCS", local),
         public_metrics=read.flag("PUBLIC_METRICS", local),

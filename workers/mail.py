@@ -33,6 +33,7 @@ from domain.settings import Settings
 TURN_SECONDS: Final = 20.0  # after which the task ends; the relay starts another
 SMTP_SECONDS: Final = 10.0  # for the server to answer one step
 
+_PAGES: Final[Mapping[str, str]] = {Kind.CONFIRM_EMAIL: "email/confirm", Kind.PASSWORD_FORGOTTEN: "password/reset"}
 _TEMPLATES = Path(__file__).parent / "templates"
 _POLICY = SMTP.clone(cte_type="7bit")  # not every server on the way takes eight bits
 _log = structlog.get_logger()
@@ -68,14 +69,14 @@ def compose(letter: Letter, settings: Settings) -> EmailMessage:
         "language": recipient.language,
         "subject": f"Health&Med: {said['subject'].format_map(filled)}",
         "heading": said["heading"],
-        "greeting": words["greeting"].format_map(filled),
+        "greeting": (words["greeting"] if recipient.name else words["unnamed"]).format_map(filled),
         "paragraphs": [each.format_map(filled) for each in said["text"]],
         "facts": [],
         "others": None,
         "others_heading": words["others"],
         "no_others": words["no_others"],
-        "open": words["open"],
-        "site": settings.public_url,
+        "open": said.get("open", words["open"]),
+        "url": _link(letter, settings),
         "footer": [each.format_map(filled) for each in words["footer"]],
     }
     if letter.visit is not None:
@@ -179,6 +180,12 @@ def _deliver(engine: Engine, settings: Settings, courier: Courier, notice: Notic
             notices.mark_failed(connection, notice, outcome)
     _log.info("notice", kind=notice.kind, status=outcome or "sent", attempts=notice.attempts)
     return outcome is not Failure.UNREACHABLE
+
+
+def _link(letter: Letter, settings: Settings) -> str:
+    """Where a mail leads. A token stands in the fragment, which no browser sends and no server logs: the page there posts it."""
+    page = _PAGES.get(letter.notice.kind)
+    return f"{settings.public_url}/{page}#token={letter.token}" if page else f"{settings.public_url}/"
 
 
 def _code(error: Exception) -> int | None:

@@ -9,7 +9,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from uuid import UUID
 
-from domain.notices import Kind, Letter, Notice, Recipient, Visit
+from domain.notices import LINK_LIFE, Kind, Letter, Notice, Recipient, Visit
 from domain.schedule import AppointmentStatus, Interval, Role
 from domain.settings import Settings, load
 from workers.mail import compose
@@ -59,7 +59,18 @@ _VISITS = {
     Kind.EXPIRED: replace(VISIT, status=AppointmentStatus.EXPIRED, by=Role.SYSTEM),
     Kind.REMINDER: replace(VISIT, join_url="https://meet.example/sala"),
 }
-_ONLY_FOR = {Kind.REQUESTED: (DOCTOR,), Kind.REFUSED: (PATIENT,), Kind.ALREADY_REGISTERED: (PATIENT,)}
+TOKEN = "Jk3bW9mT0xq2Zr8vYc5nHs7dLf1gPa4uEi6oRt0wXyM"  # of every secret link
+_ONLY_FOR = {
+    Kind.REQUESTED: (DOCTOR,),
+    Kind.REFUSED: (PATIENT,),
+    Kind.ALREADY_REGISTERED: (PATIENT,),
+    Kind.CONFIRM_EMAIL: (replace(PATIENT, name=""),),
+    Kind.EMAIL_CHANGING: (PATIENT,),
+    Kind.PASSWORD_FORGOTTEN: (PATIENT,),
+    Kind.PASSWORD_CHANGED: (PATIENT,),
+    Kind.TOTP_ON: (DOCTOR,),
+    Kind.TOTP_OFF: (DOCTOR,),
+}
 
 
 def a_letter(kind: Kind | str, recipient: Recipient = PATIENT, visit: Visit | None = None, **values: object) -> Letter:
@@ -78,7 +89,8 @@ def a_letter(kind: Kind | str, recipient: Recipient = PATIENT, visit: Visit | No
         "attempts": 1,
         "now": NOW,
     }
-    return Letter(Notice(**{**given, **values}), recipient, visit)  # type: ignore[arg-type]
+    token = TOKEN if kind in LINK_LIFE else None
+    return Letter(Notice(**{**given, **values}), recipient, visit, token)  # type: ignore[arg-type]
 
 
 def all_letters() -> Iterator[tuple[str, Letter]]:

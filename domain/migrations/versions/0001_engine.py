@@ -22,7 +22,10 @@ TABLES = (
     "availabilities",
     "archived_commands",
     "sessions",
+    "second_factors",
+    "recovery_codes",
     "person_keys",
+    "links",
     "doctors",
     "corrections",
     "consents",
@@ -68,6 +71,7 @@ def upgrade() -> None:
         sa.Column("cpf_hash", sa.LargeBinary(), nullable=True),
         sa.Column("private", sa.LargeBinary(), nullable=True),
         sa.Column("password_hash", sa.Text(), nullable=True),
+        sa.Column("password_changed_at", sa.DateTime(timezone=True), nullable=True),
         sa.Column("email_confirmed_at", sa.DateTime(timezone=True), nullable=True),
         sa.Column("created_at", sa.DateTime(timezone=True), server_default=sa.text("clock_timestamp()"), nullable=False),
         sa.CheckConstraint("role in ('patient', 'doctor', 'staff', 'system')", name=op.f("ck_people_role")),
@@ -179,11 +183,41 @@ def upgrade() -> None:
         "uq_doctors_crm", "doctors", ["crm_number", "crm_state"], unique=True, postgresql_where=sa.text("status <> 'rejected'")
     )
     op.create_table(
+        "links",
+        sa.Column("id", sa.Uuid(), nullable=False),
+        sa.Column("person_id", sa.Uuid(), nullable=False),
+        sa.Column("kind", sa.Text(), nullable=False),
+        sa.Column("token_hash", sa.LargeBinary(), nullable=False),
+        sa.Column("email", sa.LargeBinary(), nullable=True),
+        sa.Column("expires_at", sa.DateTime(timezone=True), nullable=False),
+        sa.CheckConstraint("kind in ('confirm_email', 'password_forgotten')", name=op.f("ck_links_kind")),
+        sa.ForeignKeyConstraint(["person_id"], ["people.id"], name=op.f("fk_links_person_id")),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_links")),
+        sa.UniqueConstraint("token_hash", name=op.f("uq_links_token_hash")),
+    )
+    op.create_index("ix_links_person_id", "links", ["person_id", "kind"], unique=False)
+    op.create_table(
         "person_keys",
         sa.Column("person_id", sa.Uuid(), nullable=False),
         sa.Column("wrapped", sa.LargeBinary(), nullable=False),
         sa.ForeignKeyConstraint(["person_id"], ["people.id"], name=op.f("fk_person_keys_person_id")),
         sa.PrimaryKeyConstraint("person_id", name=op.f("pk_person_keys")),
+    )
+    op.create_table(
+        "recovery_codes",
+        sa.Column("person_id", sa.Uuid(), nullable=False),
+        sa.Column("hash", sa.LargeBinary(), nullable=False),
+        sa.ForeignKeyConstraint(["person_id"], ["people.id"], name=op.f("fk_recovery_codes_person_id")),
+        sa.PrimaryKeyConstraint("person_id", "hash", name=op.f("pk_recovery_codes")),
+    )
+    op.create_table(
+        "second_factors",
+        sa.Column("person_id", sa.Uuid(), nullable=False),
+        sa.Column("secret", sa.LargeBinary(), nullable=False),
+        sa.Column("last_step", sa.BigInteger(), server_default=sa.text("0"), nullable=False),
+        sa.Column("confirmed_at", sa.DateTime(timezone=True), nullable=True),
+        sa.ForeignKeyConstraint(["person_id"], ["people.id"], name=op.f("fk_second_factors_person_id")),
+        sa.PrimaryKeyConstraint("person_id", name=op.f("pk_second_factors")),
     )
     op.create_table(
         "sessions",
