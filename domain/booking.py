@@ -287,6 +287,8 @@ def _accept(envelope: Envelope, command: Accept, schedule: Schedule) -> Decision
     appointment = _own(envelope, command.appointment_id, schedule)
     if appointment is None or not _undecided(appointment, envelope):
         return Rejection("invalid_transition")
+    if schedule.doctors[appointment.doctor_id].suspended:  # staff's refusal is on its way and would come too late
+        return Rejection("doctor_not_bookable")
     accepted = replace(
         appointment,
         status=AppointmentStatus.ACCEPTED,

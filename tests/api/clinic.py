@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import re
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
+import pytest
 from flask.testing import FlaskClient
 from sqlalchemy import text
 from werkzeug.exceptions import HTTPException
@@ -29,6 +30,15 @@ class Clinic:
     client: FlaskClient
     accounts: Accounts
     services: Services
+
+    def under(self, monkeypatch: pytest.MonkeyPatch, **limits: Any) -> Clinic:
+        """The same clinic, where reads, calls and decisions obey other limits."""
+        settings = self.services.settings
+        settings = replace(settings, limits=replace(settings.limits, **limits))
+        services = replace(self.services, settings=settings)
+        monkeypatch.setitem(self.client.application.extensions, "healthmed", services)
+        monkeypatch.setattr(services.cache, "settings", settings)
+        return replace(self, services=services)
 
     def get(self, path: str, who: Someone | None = None, **headers: str) -> TestResponse:
         """What somebody, or anyone, reads."""

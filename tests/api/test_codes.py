@@ -52,14 +52,6 @@ def error(status: int, code: str) -> Callable[[Failed], Failed]:
     return mark
 
 
-def limited(clinic: Clinic, monkeypatch: pytest.MonkeyPatch, **limits: Any) -> Clinic:
-    """The clinic, where the API and the worker obey other limits."""
-    settings = clinic.services.settings
-    services = replace(clinic.services, settings=replace(settings, limits=replace(settings.limits, **limits)))
-    monkeypatch.setitem(clinic.client.application.extensions, "healthmed", services)
-    return replace(clinic, services=services)
-
-
 def book(clinic: Clinic, patient: Someone, slot_id: str, **body: Any) -> dict[str, Any]:
     """How a booking that may be rejected ends."""
     return clinic.outcome(clinic.request("POST", "/appointments", patient, {"slot_id": slot_id, **body}), patient)
@@ -130,7 +122,7 @@ def _(clinic: Clinic) -> dict[str, Any]:
 
 @rejection("too_late_to_cancel")
 def _(clinic: Clinic, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    clinic = limited(clinic, monkeypatch, cancel_notice=30 * 86400)
+    clinic = clinic.under(monkeypatch, cancel_notice=30 * 86400)
     patient = clinic.accounts.patient()
     appointment_id = clinic.book(patient, clinic.slot(clinic.accounts.doctor()))
     return clinic.outcome(clinic.request("POST", f"/appointments/{appointment_id}/cancel", patient, REASON), patient)
@@ -200,7 +192,7 @@ def _(clinic: Clinic) -> TestResponse:
 
 @error(403, "email_not_confirmed")
 def _(clinic: Clinic, monkeypatch: pytest.MonkeyPatch) -> TestResponse:
-    clinic = limited(clinic, monkeypatch, confirm_email=True)
+    clinic = clinic.under(monkeypatch, confirm_email=True)
     slot_id = clinic.slot(clinic.accounts.doctor())
     return clinic.request("POST", "/appointments", clinic.accounts.patient(), {"slot_id": slot_id})
 
