@@ -10,9 +10,13 @@ from dataclasses import dataclass
 from email.utils import parseaddr
 from functools import cache
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from domain.privacy import KeyRing
 from domain.schedule import Limits
+
+SHORTEST_PASSWORD = 16
+GIVEAWAYS = ("password", "changeme", "secret", "example", "default", "healthmed", "postgres", "redis")
 
 
 class SettingsError(Exception):
@@ -45,6 +49,8 @@ class Settings:
     cors_origins: tuple[str, ...]
     public_docs: bool
     public_metrics: bool
+    flower: bool
+    flower_login: str | None  # name:password, which Flower itself reads from the environment
     log_level: str
     heartbeat_file: Path | None  # touched by a worker or relay that lives, for a probe
 
@@ -94,6 +100,8 @@ def load(environ: Mapping[str, str]) -> Settings:
         cors_origins=tuple(origin.strip() for origin in read.text("CORS_ORIGINS", "").split(",") if origin.strip()),
         public_docs=read.flag("PUBLIC_DOCS", local),
         public_metrics=read.flag("PUBLIC_METRICS", local),
+        flower=read.flag("FLOWER", local),
+        flower_login=read.text("FLOWER_BASIC_AUTH", "") or None,
         log_level=read.text("LOG_LEVEL", "INFO").upper(),
         heartbeat_file=Path(heartbeat) if (heartbeat := read.text("HEARTBEAT_FILE", "")) else None,
         lanes=read.number("LANES", 64, 1, 4096),
@@ -102,6 +110,8 @@ def load(environ: Mapping[str, str]) -> Settings:
         booking_workers=read.number("BOOKING_WORKERS", os.cpu_count() or 2, 1, 64),
         limits=limits,
     )
+    if not local:
+        _refuse_weak_secrets(settings, read)
     if read.problems:
         raise SettingsError("\n".join(read.problems))
     return settings
@@ -113,6 +123,33 @@ def current() -> Settings:
     return load(os.environ)
 
 
+def _refuse_weak_secrets(settings: Settings, read: _Reader) -> None:
+    """Name every secret that could be guessed, or that opens more than one thing."""
+    keys: dict[bytes, str] = {}
+    named = [("JWT_KEYS", settings.jwt_keys.keys.values()), ("DATA_KEYS", settings.data_keys.keys.values())]
+    for name, values in (*named, ("HASH_KEY", [settings.hash_key])):
+        for key in filter(None, values):
+            # Of 32 random bytes 30 are different on average, and half are such as no keyboard has.
+            if len(set(key)) < 16 or all(byte < 128 for byte in key):
+                read.wrong(name, "is no random key: make one with `openssl rand -base64 32`")
+            elif keys.setdefault(key, name) != name:
+                read.wrong(name, f"must not be the same secret as in {keys[key]}")
+    urls = {
+        "DATABASE_URL": settings.database_url,
+        "DATABASE_REPLICA_URL": settings.database_replica_url,
+        "DATABASE_MIGRATION_URL": settings.database_migration_url,
+        "BROKER_URL": settings.broker_url,
+        "CACHE_URL": settings.cache_url,
+    }
+    for name, url in urls.items():
+        if url and "sslcert=" not in url and (url != settings.database_url or name == "DATABASE_URL"):
+            login = urlsplit(url)
+            read.strong(name, login.username or "", login.password or "")
+    if settings.flower_login is not None:
+        user, _, password = settings.flower_login.partition(":")
+        read.strong("FLOWER_BASIC_AUTH", user, password)
+
+
 class _Reader:
     """Reads one variable at a time and remembers what was wrong, so that all of it can be told at once."""
 
@@ -122,6 +159,12 @@ class _Reader:
 
     def wrong(self, name: str, why: str) -> None:
         self.problems.append(f"{name}: {why}")
+
+    def strong(self, name: str, user: str, password: str) -> None:
+        """Ask for a password that nobody knows from a manual, and nobody guesses."""
+        known = any(word and word in password.lower() for word in (user.lower(), *GIVEAWAYS))
+        if len(password) < SHORTEST_PASSWORD or len(set(password)) < SHORTEST_PASSWORD // 2 or known:
+            self.wrong(name, f"needs a password of {SHORTEST_PASSWORD} random characters or more")
 
     def text(self, name: str, default: str | None = None) -> str:
         value = self._environ.get(name, "").strip()

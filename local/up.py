@@ -189,12 +189,12 @@ class Stack:
             "schema": [sys.executable, "-m", "domain.migrations"],
             "seed": [sys.executable, "-m", "local.seed"],
             "api": [sys.executable, "-m", "gunicorn", "-c", "api/gunicorn.conf.py", "api.wsgi:app"],
-            "flower": [*celery, "flower", "--address=127.0.0.1", f"--port={self._flower_port}"],
+            "flower": [sys.executable, "-m", "workers.flower", "--address=127.0.0.1", f"--port={self._flower_port}"],
             "relay": [sys.executable, "-m", "workers.relay"],
             "booking": [*worker, *booking],
             "notifications": [*worker, "-Q", "notifications", "-n", "notifications@%h", "-c", "1"],
         }
-        if self._environ.get("FLOWER", "on").lower() == "off":
+        if not self._settings.flower:
             del commands["flower"]
         return {name: Service(name, command, self._environ, self._log / f"{name}.log") for name, command in commands.items()}
 

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import base64
+import secrets
+import subprocess
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -48,3 +52,15 @@ def test_going_up_twice_changes_nothing(empty_database: Engine) -> None:
 
 def _sqlalchemy(url: str) -> str:
     return url.replace("postgresql:", "postgresql+psycopg2:")
+
+
+def test_outside_a_local_stack_the_application_must_not_own_the_schema() -> None:
+    key, password = (lambda: base64.b64encode(secrets.token_bytes(32)).decode()), secrets.token_urlsafe(18)
+    url = f"postgresql://app:{password}@127.0.0.1:1/healthmed"
+    redis = f"redis://:{password}@127.0.0.1:1"
+    environ = {"DATABASE_URL": url, "BROKER_URL": redis, "CACHE_URL": redis}
+    environ |= {"JWT_KEYS": f"a={key()}", "DATA_KEYS": f"a={key()}", "HASH_KEY": key()}
+    command = [sys.executable, "-m", "domain.migrations"]
+    ended = subprocess.run(command, env=environ, capture_output=True, text=True, timeout=30, check=False)
+    assert ended.returncode == 1
+    assert ended.stderr.startswith("settings: DATABASE_MIGRATION_URL: needs a role of its own")
