@@ -244,7 +244,7 @@ class Valkey(Server):
         settings = {
             "bind": "127.0.0.1",
             "port": str(self.port),
-            "dir": str(self.data),
+            "dir": _quoted(str(self.data)),
             "requirepass": self._password,
             "timeout": "0",
             "tcp-keepalive": "60",
@@ -292,6 +292,12 @@ def write_secret(file: Path, text: str) -> None:
     with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as output:
         output.write(text)
     draft.replace(file)
+
+
+def _quoted(text: str) -> str:
+    """A text as one word of Valkey's configuration."""
+    escaped = text.replace("\\", r"\\").replace('"', r"\"")
+    return f'"{escaped}"'
 
 
 def _wheel(package: str) -> Path:

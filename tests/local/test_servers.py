@@ -138,7 +138,7 @@ def test_postgres_logs_no_values_of_a_failed_statement(own_postgres: Postgres):
 
 
 def test_the_broker_keeps_what_a_kill_interrupts_and_evicts_nothing(started: Start, tmp_path: Path):
-    server = started(Broker(tmp_path / "broker"))
+    server = started(Broker(tmp_path / r'a "folder" \of ç'))
     with redis.Redis.from_url(server.url) as client:
         client.set("kept", 1)
         assert client.config_get("maxmemory-policy")["maxmemory-policy"] == "noeviction"
