@@ -10,6 +10,7 @@ from inspect import signature
 from pathlib import Path
 from typing import Any
 
+import pyotp
 import pytest
 from werkzeug.test import TestResponse
 
@@ -55,6 +56,14 @@ def error(status: int, code: str) -> Callable[[Failed], Failed]:
 def book(clinic: Clinic, patient: Someone, slot_id: str, **body: Any) -> dict[str, Any]:
     """How a booking that may be rejected ends."""
     return clinic.outcome(clinic.request("POST", "/appointments", patient, {"slot_id": slot_id, **body}), patient)
+
+
+def with_second_factor(clinic: Clinic, who: Someone) -> str:
+    """Have somebody asked for codes at log-in; the one that they have used already."""
+    secret = clinic.request("POST", "/me/totp", who, {"password": PASSWORD}).json["secret"]
+    code = pyotp.TOTP(secret).now()
+    assert clinic.request("POST", "/me/totp/confirm", who, {"otp": code}).status_code == 200
+    return code
 
 
 @rejection("slot_taken")
@@ -185,6 +194,20 @@ def _(clinic: Clinic) -> TestResponse:
     return clinic.request("POST", "/auth/patient", body={"login": "ninguem@example.com", "password": PASSWORD})
 
 
+@error(401, "otp_required")
+def _(clinic: Clinic) -> TestResponse:
+    patient = clinic.accounts.patient()
+    with_second_factor(clinic, patient)
+    return clinic.request("POST", "/auth/patient", body={"login": patient.login, "password": PASSWORD})
+
+
+@error(401, "invalid_otp")
+def _(clinic: Clinic) -> TestResponse:
+    patient = clinic.accounts.patient()
+    used = with_second_factor(clinic, patient)
+    return clinic.request("POST", "/auth/patient", body={"login": patient.login, "password": PASSWORD, "otp": used})
+
+
 @error(403, "forbidden")
 def _(clinic: Clinic) -> TestResponse:
     return clinic.get("/staff/doctors", clinic.accounts.patient())
@@ -195,6 +218,13 @@ def _(clinic: Clinic, monkeypatch: pytest.MonkeyPatch) -> TestResponse:
     clinic = clinic.under(monkeypatch, confirm_email=True)
     slot_id = clinic.slot(clinic.accounts.doctor())
     return clinic.request("POST", "/appointments", clinic.accounts.patient(), {"slot_id": slot_id})
+
+
+@error(403, "totp_required")
+def _(clinic: Clinic, monkeypatch: pytest.MonkeyPatch) -> TestResponse:
+    asking = replace(clinic.services, settings=replace(clinic.services.settings, staff_totp=True))
+    monkeypatch.setitem(clinic.client.application.extensions, "healthmed", asking)
+    return clinic.get("/staff/doctors", clinic.accounts.staff())
 
 
 @error(404, "not_found")
@@ -220,6 +250,18 @@ def _(clinic: Clinic) -> TestResponse:
     return clinic.request("POST", "/patients", body=body)
 
 
+@error(409, "totp_on")
+def _(clinic: Clinic) -> TestResponse:
+    patient = clinic.accounts.patient()
+    with_second_factor(clinic, patient)
+    return clinic.request("POST", "/me/totp", patient, {"password": PASSWORD})
+
+
+@error(409, "totp_off")
+def _(clinic: Clinic) -> TestResponse:
+    return clinic.request("POST", "/me/totp/confirm", clinic.accounts.patient(), {"otp": "123456"})
+
+
 @error(413, "payload_too_large")
 def _(clinic: Clinic) -> TestResponse:
     return clinic.client.post("/api/v1/patients", data=b"x" * 65_537, content_type="application/json")
@@ -239,6 +281,11 @@ def _(clinic: Clinic) -> TestResponse:
 def _(clinic: Clinic) -> TestResponse:
     body = {"current": "outra senha bem comprida", "new": "mais uma senha bem comprida"}
     return clinic.request("PUT", "/me/password", clinic.accounts.patient(), body)
+
+
+@error(422, "invalid_link")
+def _(clinic: Clinic) -> TestResponse:
+    return clinic.request("POST", "/auth/email/confirm", body={"token": "um link que nunca houve"})
 
 
 @error(422, "idempotency_key_reused")
