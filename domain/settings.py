@@ -83,13 +83,13 @@ def load(environ: Mapping[str, str]) -> Settings:
     settings = Settings(
         local_stack=local,
         port=port,
-        public_url=read.text("PUBLIC_URL", f"http://127.0.0.1:{port}").rstrip("/"),
+        public_url=read.address("PUBLIC_URL", f"http://127.0.0.1:{port}", "http", "https").rstrip("/"),
         database_url=database_url,
         database_replica_url=read.database("DATABASE_REPLICA_URL", "") or None,
-        database_migration_url=read.database("DATABASE_MIGRATION_URL", database_url),
+        database_migration_url=read.database("DATABASE_MIGRATION_URL", "") or database_url,
         broker_url=read.text("BROKER_URL"),
         cache_url=read.text("CACHE_URL"),
-        smtp_url=read.mail_server("SMTP_URL", "smtp://127.0.0.1:25"),
+        smtp_url=read.address("SMTP_URL", "smtp://127.0.0.1:25", "smtp", "smtps"),
         mail_from=read.mailbox("MAIL_FROM", "Health&Med <agenda@healthmed.example>"),
         jwt_keys=read.key_ring("JWT_KEYS"),
         data_keys=read.key_ring("DATA_KEYS"),
@@ -216,10 +216,16 @@ class _Reader:
                 self.wrong(name, str(error))
             return KeyRing("", {})
 
-    def mail_server(self, name: str, default: str) -> str:
+    def address(self, name: str, default: str, *schemes: str) -> str:
+        """A URL of one of these schemes that names a host, and a port or none."""
         value = self.text(name, default)
-        if not value.startswith(("smtp://", "smtps://")):
-            self.wrong(name, "must begin with smtp:// or smtps://")
+        try:
+            parts = urlsplit(value)
+            sound = parts.scheme in schemes and bool(parts.hostname) and parts.port != 0
+        except ValueError:
+            sound = False
+        if not sound:
+            self.wrong(name, f"must begin with {' or '.join(f'{scheme}://' for scheme in schemes)}, and name a host")
         return value
 
     def mailbox(self, name: str, default: str) -> str:

@@ -33,6 +33,10 @@ ENOUGH = {
     [
         ("SMTP_URL", "127.0.0.1:25"),
         ("SMTP_URL", "http://127.0.0.1"),
+        ("SMTP_URL", "smtp://"),
+        ("SMTP_URL", "smtp://127.0.0.1:mail"),
+        ("PUBLIC_URL", "healthmed.example"),
+        ("PUBLIC_URL", "https:///path"),
         ("MAIL_FROM", "Health&Med"),
         ("MAIL_FROM", "Health&Med <agenda>"),
         ("HASH_KEY", "short"),
@@ -45,6 +49,12 @@ ENOUGH = {
 def test_a_setting_that_makes_no_sense_is_named(name: str, value: str) -> None:
     with pytest.raises(SettingsError, match=f"^{name}: "):
         load({**ENOUGH, name: value})
+
+
+def test_one_wrong_setting_is_one_line() -> None:
+    with pytest.raises(SettingsError) as told:
+        load({**ENOUGH, "LOCAL_STACK": "on", "DATABASE_URL": "mysql://database"})
+    assert str(told.value) == "DATABASE_URL: must begin with postgresql://"
 
 
 def test_everything_wrong_is_told_at_once() -> None:
