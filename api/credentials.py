@@ -17,7 +17,7 @@ from api.services import request_id, services
 from domain import credentials, identity, passwords
 from domain.cache import changing
 from domain.errors import Invalid
-from domain.links import INVALID_LINK
+from domain.links import InvalidLink
 from domain.second_factor import LONGEST_CODE, RECOVERY_CODES, WrongCode
 
 blp = Blueprint("credentials", __name__, description="Senha, e-mail e segunda etapa / Password, e-mail and second factor")
@@ -211,9 +211,8 @@ def _guesses_counted() -> Iterator[None]:
     use.attempts.check(FAILURES_FROM_ADDRESS, origin)
     try:
         yield
-    except Invalid as error:
-        if error.reason == INVALID_LINK:
-            use.attempts.count(FAILURES_FROM_ADDRESS, origin)
+    except InvalidLink:
+        use.attempts.count(FAILURES_FROM_ADDRESS, origin)
         raise
 
 

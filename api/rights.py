@@ -11,9 +11,9 @@ from marshmallow import fields
 
 from api.auth import Doctor, Patient, Staff, current, policy, sender
 from api.commands import sent_before, stores
+from api.proofs import must_know_password
 from api.schemas import Agreed, Answer, Blueprint, Body, Choice, CpfText, Many, Nothing, PageQuery, Part, Secret, Text, UtcInstant
 from api.services import services
-from api.sessions import check_password
 from domain import audit, consents, identity, personal
 from domain.cache import changing
 from domain.commands import Erase
@@ -164,10 +164,7 @@ def withdraw_consent(_: dict[str, Any], kind: str) -> Response:
 def erase(body: dict[str, Any]) -> Erase:
     """Apagar a conta. / Erase what the law lets go, restrict what it makes us keep, and say which and why."""
     if not sent_before():  # an erased person has no password any more, and may still ask again what became of it
-        with services().reads.connect() as connection:
-            account = identity.account_of_person(connection, current().id)
-        if not check_password(account, str(current().id), body["password"]):
-            raise Invalid({"password": ["Senha incorreta. / Wrong password."]}, code="wrong_password")
+        must_know_password(body["password"])
     return Erase(current().session_id)
 
 

@@ -95,7 +95,7 @@ def reset_password(
 ) -> None:
     """Let whoever has the token of a mailed link choose another password; every session of the account ends.
 
-    Raises Invalid for a token that is not good or no longer, and for a password that they may not choose.
+    Raises links.InvalidLink, and Invalid for a password that they may not choose.
     """
     with engine.connect() as connection:
         person_id = links.whose(connection, Kind.PASSWORD_FORGOTTEN, token)
@@ -117,7 +117,7 @@ def ask_for_email(
 
 
 def confirm_email(engine: Engine, settings: Settings, token: str) -> None:
-    """Let the address to which a link was mailed be its person's. Raises Invalid, and AlreadyRegistered if somebody has it."""
+    """Let the address to which a link was mailed be its person's. Raises links.InvalidLink and AlreadyRegistered."""
     with engine.begin() as connection:
         link = links.take(connection, settings, Kind.CONFIRM_EMAIL, token)
         assert link.email is not None

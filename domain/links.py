@@ -14,8 +14,16 @@ from domain.errors import Invalid
 from domain.notices import LINK_LIFE, Kind
 from domain.settings import Settings
 
-INVALID_LINK: Final = "invalid_link"
 EMAIL: Final = "links.email"  # the context under which a link's address is sealed
+
+
+class InvalidLink(Invalid):
+    """O link não vale mais; peça outro. / The link is no longer good; ask for another one."""
+
+    code = "invalid_link"
+
+    def __init__(self) -> None:
+        super().__init__({"token": [(self.__class__.__doc__ or "").strip()]})
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,17 +71,17 @@ def send(
 
 
 def whose(connection: Connection, kind: Kind, token: str) -> UUID:
-    """Whose good link has this token. Raises Invalid."""
+    """Whose good link has this token. Raises InvalidLink."""
     person_id: UUID | None = connection.execute(
         text(f"select person_id from links where {_GOOD}"), _sought(kind, token)
     ).scalar_one_or_none()
     if person_id is None:
-        raise _not_good()
+        raise InvalidLink
     return person_id
 
 
 def take(connection: Connection, settings: Settings, kind: Kind, token: str) -> Link:
-    """Use up the link that has this token. Of two at once, one gets it. Raises Invalid."""
+    """Use up the link that has this token. Of two at once, one gets it. Raises InvalidLink."""
     person_id = whose(connection, kind, token)
     connection.execute(text("select from people where id = :id for no key update"), {"id": person_id})  # before their links
     row = connection.execute(
@@ -84,7 +92,7 @@ def take(connection: Connection, settings: Settings, kind: Kind, token: str) -> 
         _sought(kind, token),
     ).one_or_none()
     if row is None:
-        raise _not_good()
+        raise InvalidLink
     if row.email is None:
         return Link(person_id, None)
     key = privacy.unwrap(settings.data_keys, person_id, bytes(row.wrapped))
@@ -101,9 +109,3 @@ _GOOD = "token_hash = :token_hash and kind = :kind and expires_at > clock_timest
 
 def _sought(kind: Kind, token: str) -> dict[str, Any]:
     return {"kind": kind, "token_hash": tokens.link_token_hash(token)}
-
-
-def _not_good() -> Invalid:
-    return Invalid(
-        {"token": ["O link não vale mais; peça outro. / The link is no longer good; ask for another one."]}, code=INVALID_LINK
-    )
