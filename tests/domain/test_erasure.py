@@ -64,6 +64,7 @@ def test_an_erasure_keeps_its_place_among_the_commands_of_its_lane(engine: Engin
         assert outcomes(connection) == ["succeeded", "pending", "account_closed", "succeeded", "succeeded"]
         assert one(connection, "select kind from commands order by seq desc limit 1") == "cancel"
         assert one(connection, "select lane from commands where kind = 'erase'") == PARKED
+        assert one(connection, "select max(attempts) from commands") == 0, "nothing failed on the way"
     assert resume(engine, settings) == [lane]
     assert not drainer.drain(lane)
     with engine.begin() as connection:

@@ -19,7 +19,7 @@ from aiosmtpd.smtp import SMTP, Envelope, Session
 from sqlalchemy import Engine, text
 
 from domain.cache import Cache
-from domain.commands import Accept, Book, Command
+from domain.commands import Accept, Book, Command, Erase
 from domain.database import connect
 from domain.lanes import Drainer
 from domain.schedule import Role
@@ -154,7 +154,7 @@ class Booking:
         with self.engine.connect() as connection:
             return connection.execute(text("select id from appointments where slot_id = :id"), {"id": self.slot_id}).scalar_one()
 
-    def ask(self, command: Command, *, by_doctor: bool = False) -> UUID:
+    def ask(self, command: Command | Erase, *, by_doctor: bool = False) -> UUID:
         """Store a command as the API does, without waking anybody."""
         who, role = (self.doctor_id, Role.DOCTOR) if by_doctor else (self.patient_id, Role.PATIENT)
         with self.engine.begin() as connection:

@@ -16,7 +16,7 @@ from sqlalchemy import text
 from domain import inbox
 from domain.availability import Availability
 from domain.cache import record_batch
-from domain.commands import Book, SetAvailability
+from domain.commands import Book, Erase, SetAvailability
 from domain.settings import Settings
 from local.process import Process
 from local.servers import Broker, Postgres
@@ -230,3 +230,47 @@ def test_the_whole_life_of_a_request_runs_by_itself(
     until(lambda: len(mail_server.taken) == 3)
     subjects = [message["Subject"] for message in mail_server.taken]
     assert ["expirado" in each or "sem resposta" in each for each in subjects] == [False, True, True]
+
+
+def test_an_erasure_that_waited_for_another_lane_is_resumed_once_by_two_relays(
+    booking: Booking, relays: tuple[Relay, Relay], sender: Sender
+) -> None:
+    booking.accept()
+    own_lane = inbox.lane_of(booking.patient_id, booking.settings.lanes)
+    command_id = booking.ask(Erase())
+    booking.drainer.drain(own_lane)
+    age(booking, command_id, 4)
+    for relay in relays:
+        relay.turn()
+    assert sender.waiting(BOOKING) == 0, "while it is parked, nobody is woken for it"
+    booking.drainer.drain(LANE)
+    for relay in relays:
+        relay.turn()
+    assert sender.waiting(BOOKING) >= 1
+    booking.drainer.drain(own_lane)
+    assert booking.status_of(command_id) == "succeeded"
+    assert count(booking, "select count(*) from commands where kind = 'cancel' and actor_role = 'system'") == 1
+    assert count(booking, "select status from appointments") == "cancelled"
+
+
+def test_a_patient_is_erased_by_itself_and_the_doctor_is_told(
+    booking: Booking, mail_server: MailServer, start: Callable[..., Process], start_worker: Callable[..., Process]
+) -> None:
+    booking.accept()
+    start_worker(BOOKING)
+    start_worker(NOTIFICATIONS)
+    start("-m", "workers.relay")
+    command_id = booking.ask(Erase())  # and nobody wakes the lane
+    until(lambda: booking.status_of(command_id) == "succeeded")
+    assert count(booking, "select count(*) from person_keys") == 1, "the doctor's"
+    until(lambda: any("Cancelado" in message["Subject"] for message in mail_server.taken))
+
+
+def test_old_commands_are_archived_by_the_relay(booking: Booking, relays: tuple[Relay, Relay]) -> None:
+    booking.request()
+    with booking.engine.begin() as connection:
+        connection.execute(text("update commands set decided_at = decided_at - interval '91 days'"))
+    for relay in relays:
+        relay.turn()
+    assert count(booking, "select count(*) from commands") == 0
+    assert count(booking, "select count(*) from archived_commands") == 1
