@@ -40,7 +40,8 @@ _ARCHIVE_COMMANDS = text(
     f"""
     with gone as (
         delete from commands where id = any(array(
-            select id from commands where status <> 'pending' and decided_at < statement_timestamp() - interval '{COMMAND_DAYS} days'
+            select id from commands
+            where status <> 'pending' and decided_at < statement_timestamp() - interval '{COMMAND_DAYS} days'
             order by decided_at limit :portion for update skip locked
         )) returning {_ARCHIVED}
     )
@@ -73,7 +74,8 @@ _FORGET_RETAINED = text(
     f"""
     delete from retained where appointment_id = any(array(
         select appointments.id from appointments {_LAST_ENTRY}
-        where appointments.id in (select appointment_id from retained where appointment_id < (select uuidv7(interval '-{YEARS} years')))
+        where appointments.id in (select appointment_id from retained)
+            and appointments.id < (select uuidv7(interval '-{YEARS} years'))
         order by 1 limit :portion
     ))
     """
