@@ -406,7 +406,7 @@ def _fresh_stack() -> Iterator[Json]:
     print("No stack is running, so one is started, and stopped at the end ...", flush=True)
     with tempfile.TemporaryDirectory(prefix="healthmed-demo-") as folder:
         state, printed = Path(folder) / "state", Path(folder) / "printed"
-        environ = {**os.environ, "STATE_DIR": str(state), "PORT": str(free_port()), "PUBLIC_URL": ""}
+        environ = {**os.environ, "STATE_DIR": str(state), "PORT": str(free_port())}
         with printed.open("wb") as output:
             process = subprocess.Popen([sys.executable, "-m", "local.up"], cwd=ROOT, env=environ, stdout=output, stderr=output)
         try:

@@ -92,7 +92,7 @@ class Stack:
         people = json.loads(self._run("seed"))
         self._launch("relay", "booking", "notifications")
         self._wait_until_ready()
-        demo = {"base_url": self._settings.public_url, **people, "services": self._addresses()}
+        demo = {"base_url": self._base, **people, "services": self._addresses()}
         write_secret(self._state / "demo.json", json.dumps(demo, ensure_ascii=False, indent=2))
         self._say_where()
 
@@ -150,7 +150,6 @@ class Stack:
         known = {
             **self._keep_secrets(),
             "PORT": port,
-            "PUBLIC_URL": f"http://127.0.0.1:{port}",
             "SMTP_URL": f"smtp://127.0.0.1:{self._mail_port}",
             "API_WORKERS": processes,
             "BOOKING_WORKERS": processes,
@@ -271,11 +270,15 @@ class Stack:
             "mail_dir": str(self._mail),
         }
 
+    @property
+    def _base(self) -> str:
+        """Where the API listens, whatever the world outside calls it."""
+        return f"http://127.0.0.1:{self._settings.port}"
+
     def _say_where(self) -> None:
-        base = f"http://127.0.0.1:{self._settings.port}"
         places = {
-            "API": f"{base}/api/v1",
-            "Documentation": f"{base}/api/docs",
+            "API": f"{self._base}/api/v1",
+            "Documentation": f"{self._base}/api/docs" if self._settings.public_docs else "off",
             "Flower": f"http://127.0.0.1:{self._flower_port}" if "flower" in self._services else "off",
             "PostgreSQL": _place(self._environ["DATABASE_URL"]),
             "Broker, cache": f"{_place(self._environ['BROKER_URL'])}, {_place(self._environ['CACHE_URL'])}",
@@ -284,7 +287,7 @@ class Stack:
             "Log-ins": f"{self._state}/demo.json",
         }
         lines = [f"  {what:<14} {where}" for what, where in places.items()]
-        print("Health&Med is up. Ctrl-C stops it.", *lines, f"ready {base}", sep="\n", flush=True)
+        print("Health&Med is up. Ctrl-C stops it.", *lines, f"ready {self._base}", sep="\n", flush=True)
 
 
 def main() -> int:

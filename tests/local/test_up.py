@@ -229,7 +229,10 @@ def test_a_stack_that_is_stopped_ends_within_30_seconds_leaves_no_process_and_ke
 
 def test_two_stacks_live_side_by_side_also_on_servers_of_ones_own(tmp_path: Path, broker: Broker, cache_server: Cache):
     own = {"BROKER_URL": broker.url, "CACHE_URL": cache_server.url, "FLOWER": "off", "API_WORKERS": "1", "BOOKING_WORKERS": "1"}
-    with running(Up(tmp_path / "state", free_port(), **own)) as other:
+    own |= {"PUBLIC_URL": "https://healthmed.example", "PUBLIC_DOCS": "off"}
+    with running(Up(tmp_path / "a state", free_port(), **own)) as other:
+        assert other.demo["base_url"] == other.base
+        assert fetch(f"{other.base}/api/docs") == 404
         services = other.demo["services"]
         assert (services["broker_url"], services["flower_url"]) == (broker.url, None)
         assert other.leader("flower") is None
