@@ -8,6 +8,7 @@ import pytest
 
 from tests import rows
 from tests.api.clinic import REASON, Clinic
+from tests.factories import Someone
 
 PRICE = {"amount": 25000, "currency": "BRL"}
 
@@ -201,6 +202,46 @@ def test_the_list_is_narrowed_and_paged(clinic: Clinic) -> None:
     assert [item["id"] for item in first["items"]] == [ids[2], ids[1]]
     assert [item["id"] for item in clinic.get(f"/appointments?cursor={first['next']}", patient).json["items"]] == [ids[0]]
     assert found("page=2&page_size=2") == [ids[0]]
+
+
+def test_overdue_is_what_was_accepted_is_over_and_nobody_has_closed(clinic: Clinic) -> None:
+    doctor, patient = clinic.accounts.doctor(), clinic.accounts.patient()
+    over, begun, missed = (clinic.book(patient, clinic.slot(doctor, rows.tomorrow(hour))) for hour in range(3))
+
+    def overdue(who: Someone) -> list[str]:
+        return [item["id"] for item in clinic.get("/appointments?overdue=true", who).json["items"]]
+
+    for number, each in enumerate((over, begun, missed)):
+        clinic.done("POST", f"/appointments/{each}/accept", doctor)
+        begins, ends = ("- 90", "+ 1") if each == begun else (f"- {300 + number * 60}", f"- {250 + number * 60}")
+        during = f"tstzrange(now() {begins} * interval '1 min', now() {ends} * interval '1 min')"
+        clinic.change(f"update appointments set during = {during} where id = :id", id=each)
+    assert overdue(doctor) == overdue(patient) == [over, missed]
+    clinic.done("POST", f"/appointments/{over}/complete", doctor)
+    assert overdue(doctor) == [missed]
+    clinic.done("POST", f"/appointments/{missed}/no-show", doctor)
+    assert overdue(doctor) == overdue(patient) == []
+    for call, who in (("complete", doctor), ("cancel", doctor), ("cancel", patient)):
+        answer = clinic.request("POST", f"/appointments/{over}/{call}", who, REASON if call == "cancel" else {})
+        assert clinic.outcome(answer, who)["error"]["code"] == "invalid_transition"
+    late = clinic.outcome(clinic.request("POST", f"/appointments/{begun}/cancel", doctor, REASON), doctor)
+    assert late["error"]["code"] == "too_late_to_cancel"
+
+
+def test_a_cursor_goes_on_where_its_page_ended_whatever_was_booked_meanwhile(clinic: Clinic) -> None:
+    doctor = clinic.accounts.doctor()
+
+    def booked(*hours: float) -> dict[str, float]:
+        return {clinic.book(clinic.accounts.patient(), clinic.slot(doctor, rows.tomorrow(hour))): hour for hour in hours}
+
+    hours = booked(1, 2, 4, 5, 7, 8)
+    page = clinic.get("/appointments?page_size=2", doctor).json
+    read = [item["id"] for item in page["items"]]
+    hours |= booked(9, 7.5, 3)  # before all, on a page that was read, and on one to come
+    while "next" in page:
+        page = clinic.get(f"/appointments?cursor={page['next']}", doctor).json
+        read += [item["id"] for item in page["items"]]
+    assert [hours[each] for each in read] == [8, 7, 5, 4, 3, 2, 1]
 
 
 def test_a_patient_with_an_unconfirmed_address_cannot_book_where_that_is_asked(
