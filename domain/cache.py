@@ -142,8 +142,8 @@ class Cache:
     def read(self, scope: str, field: str, fill: Callable[[Connection], Filled | None], *, reader: UUID | None = None) -> Answer:
         """One projection, from Redis in one round trip, or filled from Postgres.
 
-        A fill must not depend on who reads: it says in `readers` who may, and that is checked here, on hits too. Callers that
-        missed under the same lease share one fill. Raises NotFound where there is nothing or nothing for this `reader`, and
+        A fill must not depend on who reads: it says in `readers` who may, and that is checked here, on hits too. A reader's calls
+        that missed under the same lease share one fill. Raises NotFound where there is nothing or nothing for this `reader`, and
         Unavailable where Postgres can't be reached and nothing is cached.
         """
         (answer,) = self.read_many([(scope, field)], lambda connection, _: [fill(connection)], reader=reader)
@@ -199,7 +199,10 @@ class Cache:
         fill: Callable[[Connection, Sequence[Wanted]], Sequence[Filled | None]],
         reader: UUID | None,
     ) -> list[Answer | None]:
-        """Fill what is missing: take the leases, and only then read Postgres; share a fill with whoever saw the same lease."""
+        """Fill what is missing: take the leases, and only then read Postgres; share a fill with whoever saw the same lease.
+
+        Only with the same reader: what must be done first is not done for one who may not read.
+        """
         answers: list[Answer | None] = [None] * len(wanted)
         mine: dict[int, _Flight] = {}
         others: dict[int, _Flight] = {}
@@ -207,7 +210,7 @@ class Cache:
             if (cached := self._fresh(value)) is not None:
                 answers[place] = cached
                 continue
-            flight, is_mine = self._flights.join((epoch, *wanted[place]), lease)
+            flight, is_mine = self._flights.join((epoch, *wanted[place], reader), lease)
             (mine if is_mine else others)[place] = flight
         if mine:
             with self._flights.landing(mine.values()):

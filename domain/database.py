@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import psycopg2
 import psycopg2.extensions
-from sqlalchemy import Connection, Engine, create_engine, text
+from sqlalchemy import Engine, create_engine
 from sqlalchemy.exc import DataError, DBAPIError, ProgrammingError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
@@ -17,7 +17,7 @@ CONNECT_SECONDS = 3
 # Limits of time nest, so that the innermost fires first (docs/architecture.md, *Trouble*).
 SESSION_OPTIONS = (
     "-c lock_timeout=2000 -c statement_timeout=4000 -c idle_in_transaction_session_timeout=5000 "
-    "-c transaction_timeout=8000 -c timezone=UTC"
+    "-c transaction_timeout=8000 -c timezone=UTC -c random_page_cost=1.1"
 )
 
 WORLD_CLASSES = ("08", "40", "53", "57", "58", "XX")
@@ -98,8 +98,3 @@ def is_unreachable(error: BaseException) -> bool:
     """Whether the error says that the database can't be reached at all, rather than that it is busy."""
     state = sqlstate(error)
     return isinstance(error, DBAPIError | psycopg2.Error) and (state is None or state.startswith(("08", "57P")))
-
-
-def now(connection: Connection) -> object:
-    """The instant by the database's clock, which alone decides what is late."""
-    return connection.execute(text("select clock_timestamp()")).scalar_one()

@@ -273,6 +273,28 @@ def test_only_its_readers_are_answered_filled_or_found(cache: Cache):
         cache.read("person:x", "f", fill, reader=stranger)
 
 
+def test_a_reader_never_shares_a_strangers_fill_which_did_nothing_first(cache: Cache):
+    owner, stranger = uuid7(), uuid7()
+    started, go_on = threading.Event(), threading.Event()
+    done: list[UUID] = []
+
+    def fill(_: Connection) -> Filled:
+        started.set()
+        go_on.wait(10)
+        return Filled(b"private", readers=frozenset([owner]), first=lambda: done.append(owner))
+
+    with ThreadPoolExecutor(2) as pool:
+        strangers = pool.submit(cache.read, "command:x", "f", fill, reader=stranger)
+        started.wait(10)
+        own = pool.submit(cache.read, "command:x", "f", fill, reader=owner)
+        time.sleep(0.1)
+        go_on.set()
+        assert own.result().body == b"private"
+        assert done == [owner]
+        with pytest.raises(NotFound):
+            strangers.result()
+
+
 def test_what_must_be_done_first_failing_nothing_is_answered_or_stored(cache: Cache):
     def fail() -> None:
         raise ZeroDivisionError
