@@ -12,13 +12,13 @@ from marshmallow import fields
 from api.attempts import FAILURES_FROM_ADDRESS, LINKS_FROM_ADDRESS, LINKS_TO_ADDRESSES
 from api.auth import Anyone, AnyToken, current, policy
 from api.proofs import count_code, must_know_password, origin_key
-from api.schemas import Answer, Blueprint, Body, EmailText, Many, Secret, Text
+from api.schemas import Answer, Blueprint, Body, Code, EmailText, Many, Secret, Text
 from api.services import request_id, services
 from domain import credentials, identity, passwords
 from domain.cache import changing
 from domain.errors import Invalid
 from domain.links import InvalidLink
-from domain.second_factor import LONGEST_CODE, RECOVERY_CODES, WrongCode
+from domain.second_factor import RECOVERY_CODES, WrongCode
 
 blp = Blueprint("credentials", __name__, description="Senha, e-mail e segunda etapa / Password, e-mail and second factor")
 
@@ -64,7 +64,7 @@ class EnrolmentBody(Body):
 class CodeBody(Body):
     """A code of the app."""
 
-    otp = Secret(most=LONGEST_CODE, required=True)
+    otp = Code(required=True)
 
 
 class RemovalBody(CodeBody, EnrolmentBody):

@@ -19,6 +19,7 @@ from werkzeug.exceptions import BadRequest, UnsupportedMediaType
 
 from domain.errors import Invalid
 from domain.identifiers import Crm, Malformed, normalise_email, parse_cpf, parse_crm
+from domain.second_factor import LONGEST_CODE
 
 CURRENCY = "BRL"
 MAX_PRICE = 10_000_000  # minor units
@@ -31,6 +32,7 @@ _LINE_BREAKS = re.compile(r"[\t\r\n]")
 _INSTANT = re.compile(r"\d{4}-\d\d-\d\d[Tt]\d\d:\d\d:\d\d(\.\d{1,9})?([Zz]|[+-]\d\d:\d\d)", re.ASCII)
 _DAY = re.compile(r"\d{4}-\d\d-\d\d", re.ASCII)
 _CLOCK = re.compile(r"\d\d:\d\d", re.ASCII)
+_CODE = re.compile(r"[0-9A-Za-z -]*", re.ASCII)
 _PHONE = re.compile(r"\+?[0-9(][0-9 ().-]{6,30}", re.ASCII)
 
 
@@ -67,6 +69,19 @@ class Secret(_Field, fields.String):
         except UnicodeEncodeError:
             raise ValidationError("O texto tem caracteres inválidos. / The text has invalid characters.") from None
         return value
+
+
+class Code(Secret):
+    """A code of an app or a recovery code, with the blanks or dashes that people write in it."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(least=6, most=LONGEST_CODE, **options)
+
+    def _deserialize(self, value: Any, attr: Any, data: Any, **options: Any) -> str:
+        code = super()._deserialize(value, attr, data, **options)
+        if not _CODE.fullmatch(code):
+            raise ValidationError("Não é um código. / Not a code.")
+        return code
 
 
 class Text(_Field, fields.String):

@@ -10,14 +10,13 @@ from marshmallow import fields
 
 from api.auth import Anyone, AnyToken, current, policy
 from api.proofs import check_password, count_code
-from api.schemas import Answer, Blueprint, Body, CrmText, Many, Nothing, Part, Secret, Text, UtcInstant
+from api.schemas import Answer, Blueprint, Body, Code, CrmText, Many, Nothing, Part, Secret, Text, UtcInstant
 from api.services import client_address, services
 from domain import credentials, identity, sessions
 from domain.cache import changing
 from domain.errors import NotAuthenticated
 from domain.identity import Account
 from domain.schedule import Role
-from domain.second_factor import LONGEST_CODE
 from domain.tokens import ACCESS_LIFE, Pair
 
 WRONG = "Login ou senha incorretos. / Wrong log-in or password."
@@ -30,7 +29,7 @@ class DoctorLogIn(Body):
 
     crm = CrmText(required=True)
     password = Secret(required=True)
-    otp = Secret(most=LONGEST_CODE)
+    otp = Code()
 
 
 class LogIn(Body):
@@ -38,7 +37,7 @@ class LogIn(Body):
 
     login = Text(most=254, required=True)
     password = Secret(required=True)
-    otp = Secret(most=LONGEST_CODE)
+    otp = Code()
 
 
 class Tokens(Answer):

@@ -67,6 +67,13 @@ GOOD = {
         },
         {"bio": [None, ""], "specialties": [[]]},
     ),
+    "PUT /me/email": Good({"email": "outro@example.com", "password": PASSWORD}),
+    "POST /auth/email/confirm": Good({"token": "x" * 43}),
+    "POST /auth/password/forgot": Good({"login": "ana@example.com"}),
+    "POST /auth/password/reset": Good({"token": "x" * 43, "password": "outra senha bem comprida"}),
+    "POST /me/totp": Good({"password": PASSWORD}),
+    "POST /me/totp/confirm": Good({"otp": "123456"}),
+    "DELETE /me/totp": Good({"password": PASSWORD, "otp": "123456"}),
     "PUT /me/password": Good({"current": PASSWORD, "new": "outra senha bem comprida"}),
     "POST /doctors/{doctor_id}/verification": Good({"decision": "verify", "reason": "Conferido"}),
     "PUT /doctors/me/availability": Good(
@@ -86,6 +93,9 @@ GOOD = {
     "POST /auth/refresh": Good({}),
     "POST /auth/logout": Good({}),
     "DELETE /me/sessions/{session_id}": Good({}),
+    "POST /me/calendar-link": Good({}),
+    "DELETE /me/calendar-link": Good({}),
+    "POST /notices/{notice_id}/read": Good({}),
 }
 
 NO_TEXT = [None, 1, -1, 1.5, 2**64, -(2**64), 10**400, True, [], {}, ["a"]]

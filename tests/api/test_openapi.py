@@ -32,7 +32,8 @@ CHECKS = [
     response_headers_conformance,
     response_schema_conformance,
 ]
-TAGS = ["sessions", "accounts", "rights", "directory", "availability", "appointments", "commands", "operations"]
+TAGS = ["sessions", "credentials", "accounts", "rights", "directory", "availability", "appointments", "commands"]
+TAGS += ["calendars", "notices", "operations"]
 
 
 @pytest.fixture

@@ -5,16 +5,22 @@ from __future__ import annotations
 import base64
 import json
 import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from statistics import median
 
 import jwt
 import pytest
+from argon2 import PasswordHasher
 from flask import Flask
 from flask.testing import FlaskClient
 from sqlalchemy import text
 
+from api.app import create_app
+from domain.privacy import KeyRing
 from domain.schedule import Role
+from domain.settings import Settings
 from local.servers import Broker
 from local.servers import Cache as CacheServer
 from tests.factories import PASSWORD, Accounts, Someone, bearer, cpf
@@ -148,7 +154,7 @@ def test_each_token_is_good_for_one_thing_only(client: FlaskClient, accounts: Ac
     assert client.post(REFRESH, headers=bearer(patient.access)).status_code == 401
 
 
-@pytest.mark.parametrize("change", ["none", "kid", "expired", "audience", "edited", "type", "sub", "role"])
+@pytest.mark.parametrize("change", ["none", "stronger", "kid", "expired", "audience", "issuer", "edited", "type", "sub", "role"])
 def test_a_token_that_is_not_ours_is_refused(client: FlaskClient, accounts: Accounts, change: str) -> None:
     patient = accounts.patient()
     secret, header = b"j" * 32, {"kid": "test"}
@@ -157,12 +163,16 @@ def test_a_token_that_is_not_ours_is_refused(client: FlaskClient, accounts: Acco
     match change:
         case "none":
             token = jwt.encode(claims, None, "none")
+        case "stronger":
+            token = jwt.encode(claims, secret * 2, "HS512", header)
         case "kid":
             token = jwt.encode(claims, b"k" * 32, "HS256", {"kid": "other"})
         case "expired":
             token = jwt.encode({**claims, "exp": now - timedelta(minutes=1)}, secret, "HS256", header)
         case "audience":
             token = jwt.encode({**claims, "aud": "somebody-else"}, secret, "HS256", header)
+        case "issuer":
+            token = jwt.encode({**claims, "iss": "somebody-else"}, secret, "HS256", header)
         case "edited":
             head, _, signature = patient.access.split(".")
             body = base64.urlsafe_b64encode(json.dumps({**claims, "role": "staff"}).encode()).decode().rstrip("=")
@@ -174,6 +184,48 @@ def test_a_token_that_is_not_ours_is_refused(client: FlaskClient, accounts: Acco
     answer = client.get(ME, headers=bearer(token))
     assert answer.status_code == 401
     assert answer.headers["WWW-Authenticate"].startswith("Bearer")
+
+
+@pytest.fixture
+def app_with_keys(settings: Settings, client: FlaskClient) -> Iterator[Callable[[str], FlaskClient]]:
+    """Makes clients of applications that have these of the keys "new" and "test", the first of which signs."""
+    apps: list[Flask] = []
+
+    def app_with_keys(ids: str) -> FlaskClient:
+        keys = {"new": b"n" * 32, **settings.jwt_keys.keys}
+        ring = KeyRing(ids.split()[0], {key_id: keys[key_id] for key_id in ids.split()})
+        apps.append(create_app(replace(settings, jwt_keys=ring)))
+        return apps[-1].test_client()
+
+    yield app_with_keys
+    for app in apps:
+        app.extensions["healthmed"].close()
+
+
+def test_keys_are_rotated_while_serving(
+    app_with_keys: Callable[[str], FlaskClient], client: FlaskClient, accounts: Accounts
+) -> None:
+    patient = accounts.patient()  # whose tokens are of the key "test"
+    verifying, signing, without = (app_with_keys(ids) for ids in ("test new", "new test", "new"))
+    assert [each.get(ME, headers=patient.headers).status_code for each in (verifying, signing, without)] == [200, 200, 401]
+    renewed = signing.post(REFRESH, headers=bearer(patient.refresh)).json["access_token"]
+    assert jwt.get_unverified_header(renewed)["kid"] == "new"
+    everywhere = (verifying, signing, without, client)
+    assert [each.get(ME, headers=bearer(renewed)).status_code for each in everywhere] == [200, 200, 200, 401]
+
+
+def test_a_password_is_hashed_anew_when_the_parameters_have_changed(client: FlaskClient, accounts: Accounts) -> None:
+    patient = accounts.patient()
+    weaker = PasswordHasher(memory_cost=8 * 1024, time_cost=1, parallelism=1).hash(PASSWORD)
+    with accounts.engine.begin() as connection:
+        connection.execute(text("update people set password_hash = :hash where id = :id"), {"hash": weaker, "id": patient.id})
+    body = {"login": patient.login, "password": PASSWORD}
+    for _ in range(2):
+        assert client.post("/api/v1/auth/patient", json=body).status_code == 200
+        with accounts.engine.connect() as connection:
+            stored = connection.execute(text("select password_hash from people where id = :id"), {"id": patient.id}).scalar_one()
+        assert "$m=19456,t=2,p=1$" in stored
+    assert client.get(ME, headers=patient.headers).status_code == 200
 
 
 @pytest.mark.parametrize(
@@ -237,6 +289,32 @@ def test_only_the_stated_proxies_are_believed(limited: FlaskClient, client: Flas
     _log_in(client, patient, address="198.51.100.8")
     listed = client.get("/api/v1/me/sessions", headers=patient.headers).json["items"]
     assert [each["origin"]["address"] for each in listed] == ["127.0.0.1", "203.0.113.5", "127.0.0.1"]
+
+
+@pytest.mark.parametrize(
+    ("told", "address"),
+    [
+        ("203.0.113.5:61234", "203.0.113.5"),
+        ("[2001:db8::7]:61234", "2001:db8::7"),
+        ("2001:DB8:0::7", "2001:db8::7"),
+        ("10.0.0.1, 198.51.100.1, 203.0.113.5", "203.0.113.5"),
+        ("unknown", "0.0.0.0"),
+        ("x" * 4000, "0.0.0.0"),
+        ("[]", "0.0.0.0"),
+    ],
+)
+def test_an_address_is_read_as_proxies_write_it(limited: FlaskClient, accounts: Accounts, told: str, address: str) -> None:
+    patient = accounts.patient()
+    _log_in(limited, patient, address=told)
+    listed = limited.get("/api/v1/me/sessions", headers=patient.headers).json["items"]
+    assert listed[0]["origin"]["address"] == address
+
+
+def test_a_port_makes_no_other_address(limited: FlaskClient, accounts: Accounts) -> None:
+    patient = accounts.patient()
+    assert _log_in(limited, patient, address="198.51.100.1:1").status_code == 200
+    guesses = [_log_in(limited, patient, password=f"guess {n}", address=f"198.51.100.1:{n}") for n in range(2, 13)]
+    assert [answer.status_code for answer in guesses] == [401] * 10 + [429]  # as many as from one address that is known
 
 
 def test_a_policy_is_stated_by_every_view(app: Flask) -> None:

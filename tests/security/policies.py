@@ -11,6 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Final
 
+import pyotp
+
+from domain import credentials, second_factor
+from tests import letterbox
 from tests.api.clinic import Clinic
 from tests.factories import PASSWORD, Someone, cpf, doctor_body, patient_body
 
@@ -35,6 +39,7 @@ ANY_TOKEN: Final = "401 200 200 200 200 200 401 401 401"
 PATIENTS: Final = "401 200 403 200 403 403 401 401 401"
 DOCTORS: Final = "401 403 200 403 200 403 401 401 401"
 STAFF: Final = "401 403 403 403 403 200 401 401 401"
+CLINIC: Final = "401 200 200 200 200 403 401 401 401"  # patients and doctors
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +113,51 @@ def log_in_body(field: str, person: str) -> Body:
     return lambda world, _: {field: getattr(world, person).login, "password": PASSWORD}
 
 
+def mailed_token(world: World, send: Callable[[], object]) -> str:
+    """The token of the link in the mail that is sent."""
+    use = world.clinic.services
+    letterbox.mails(use.engine, use.settings)
+    send()
+    return letterbox.token(letterbox.mails(use.engine, use.settings)[0])
+
+
+def confirmation_body(world: World, _: Someone | None) -> dict[str, Any]:
+    """The token of a link by which the patient confirms an address."""
+    use, patient = world.clinic.services, world.patient
+
+    def send() -> None:
+        with use.engine.begin() as connection:
+            credentials.ask_for_email(connection, use.settings, patient.id, "novo@example.com")
+
+    return {"token": mailed_token(world, send)}
+
+
+def reset_body(world: World, _: Someone | None) -> dict[str, Any]:
+    """The token of a link by which the patient chooses another password."""
+    use, patient = world.clinic.services, world.patient
+    token = mailed_token(world, lambda: credentials.forget_password(use.engine, use.settings, patient.login))
+    return {"token": token, "password": "outra senha bem comprida"}
+
+
+def code_body(world: World, who: Someone | None) -> dict[str, Any]:
+    """The code by which somebody confirms a second factor that they have just begun to have."""
+    if who is None:
+        return {"otp": "000000"}
+    use = world.clinic.services
+    with use.engine.begin() as connection:
+        return {"otp": pyotp.TOTP(second_factor.enrol(connection, use.settings, who.id, "telefone").secret).now()}
+
+
+def removal_body(world: World, who: Someone | None) -> dict[str, Any]:
+    """The password, and a recovery code of somebody who has a second factor."""
+    code = code_body(world, who)["otp"]
+    if who is not None:
+        use = world.clinic.services
+        with use.engine.begin() as connection:
+            (code, *_) = second_factor.confirm(connection, use.settings, who.id, code)
+    return {"password": PASSWORD, "otp": code}
+
+
 REASON: Final = {"reason": "Tive um imprevisto"}
 SLOT: Final = {"starts_at": "2031-03-03T09:00:00-03:00", "ends_at": "2031-03-03T09:30:00-03:00"}
 PATIENT_ACTS: Final = "401 202 403 404 403 403 401 401 401"
@@ -130,13 +180,21 @@ ROUTES: Final = (
     Route("POST", "/api/v1/auth/logout", succeed_with(ANY_TOKEN, 204)),
     Route("GET", "/api/v1/me/sessions", ANY_TOKEN),
     Route("DELETE", "/api/v1/me/sessions/{session_id}", "401 204 404 404 404 404 401 401 401"),
+    # What one logs in with
+    Route("PUT", "/api/v1/me/password", succeed_with(ANY_TOKEN, 204), {"current": PASSWORD, "new": "outra senha bem comprida"}),
+    Route("PUT", "/api/v1/me/email", succeed_with(ANY_TOKEN, 202), {"email": "outro@example.com", "password": PASSWORD}),
+    Route("POST", "/api/v1/auth/email/confirm", succeed_with(ANYONE, 204), confirmation_body),
+    Route("POST", "/api/v1/auth/password/forgot", succeed_with(ANYONE, 202), {"login": "quem@example.com"}),
+    Route("POST", "/api/v1/auth/password/reset", succeed_with(ANYONE, 204), reset_body),
+    Route("POST", "/api/v1/me/totp", succeed_with(ANY_TOKEN, 201), {"password": PASSWORD}),
+    Route("POST", "/api/v1/me/totp/confirm", ANY_TOKEN, code_body),
+    Route("DELETE", "/api/v1/me/totp", succeed_with(ANY_TOKEN, 204), removal_body),
     # Accounts
     Route("POST", "/api/v1/patients", succeed_with(ANYONE, 201), lambda *_: patient_body()),
     Route("POST", "/api/v1/doctors", succeed_with(ANYONE, 201), lambda *_: doctor_body()),
     Route("GET", "/api/v1/me", ANY_TOKEN),
     Route("PATCH", "/api/v1/patients/me", PATIENTS, {"language": "en"}),
     Route("PATCH", "/api/v1/doctors/me", DOCTORS, {"language": "en"}),
-    Route("PUT", "/api/v1/me/password", succeed_with(ANY_TOKEN, 204), {"current": PASSWORD, "new": "outra senha bem comprida"}),
     Route("POST", "/api/v1/doctors/{doctor_id}/verification", STAFF, {"decision": "suspend", "reason": "Registro vencido"}),
     Route("GET", "/api/v1/staff/doctors", STAFF),
     # A person's rights over their data
@@ -169,6 +227,14 @@ ROUTES: Final = (
     Route("POST", "/api/v1/appointments/{appointment_id}/complete", DOCTOR_ACTS),
     Route("POST", "/api/v1/appointments/{appointment_id}/no-show", DOCTOR_ACTS),
     Route("GET", "/api/v1/commands/{command_id}", "401 200 404 404 404 404 401 401 401"),
+    # The calendar
+    Route("POST", "/api/v1/me/calendar-link", succeed_with(CLINIC, 201)),
+    Route("DELETE", "/api/v1/me/calendar-link", succeed_with(CLINIC, 204)),
+    Route("GET", "/api/v1/calendar/{token}.ics", ANYONE),
+    # Notices
+    Route("GET", "/api/v1/notices", ANY_TOKEN),
+    Route("POST", "/api/v1/notices/{notice_id}/read", "401 404 204 404 404 404 401 401 401"),
+    Route("GET", "/api/v1/staff/notices", STAFF),
 )
 
 
