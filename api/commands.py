@@ -72,7 +72,11 @@ def show_command(command_id: UUID) -> Response:
     def read() -> Answer:
         return projections.command(used.cache, command_id, caller.id)
 
-    response = reading(used.waiters.wait(command_id, seconds, read) if seconds else read())
+    def look() -> Answer:  # one of many, so that each has a request's budget
+        used.cache.new_budget()
+        return read()
+
+    response = reading(used.waiters.wait(command_id, seconds, look) if seconds else read())
     if seconds:
         response.headers["Preference-Applied"] = f"wait={seconds}"
     return response
@@ -95,10 +99,10 @@ def stores(view: Callable[..., Command | Erase]) -> Callable[..., Response]:
         with used.engine.begin() as connection:
             row = inbox.send(connection, used.settings, sender(), command, key=_idempotency_key(), fingerprint=_fingerprint())
         ACKNOWLEDGED.labels(row.kind).inc()
-        if row.status == "pending":
-            wake(row.lane)
-        else:  # the same request again: what was decided is told only when every read shows it
+        if row.status != "pending":  # the same request again: what was decided is told only when every read shows it
             used.cache.finish_if_needed(row.batch_id)
+        elif row.lane != inbox.PARKED:
+            wake(row.lane)
         answer = Response(json.dumps(projections.command_body(row)), 202, content_type="application/json")
         answer.headers["Location"] = f"/api/v1/commands/{row.id}"
         answer.headers["Retry-After"] = "1"

@@ -467,7 +467,8 @@ class _Server:
         except Busy:
             raise Silent from None
         except (RedisError, OSError):
-            self._without_until = time.monotonic() + WITHOUT_SECONDS
+            if left[0] > _LEAST_SECONDS:  # else it was this request that had no time left
+                self._without_until = time.monotonic() + WITHOUT_SECONDS
             raise Silent from None
         finally:
             left[0] -= time.monotonic() - begun

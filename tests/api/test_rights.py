@@ -264,6 +264,19 @@ def test_an_erasure_sent_again_under_its_key_answers_the_same_command(clinic: Cl
     assert (other.status_code, other.json["code"]) == (422, "wrong_password")
 
 
+def test_an_erasure_that_waits_for_other_lanes_wakes_none_when_it_is_sent_again(
+    clinic: Clinic, zulmira: Someone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clinic.book(zulmira, clinic.slot(clinic.accounts.doctor()))
+    first = clinic.request("POST", "/me/erasure", zulmira, ERASE, key="apagar-1")
+    drain(clinic, lane_of_patient(clinic, zulmira))
+    woken: list[int] = []
+    monkeypatch.setattr("api.commands.wake", woken.append)
+    again = clinic.request("POST", "/me/erasure", zulmira, ERASE, key="apagar-1")
+    assert (again.status_code, again.json) == (202, first.json)
+    assert woken == []
+
+
 def test_what_is_to_come_is_cancelled_before_anybody_is_erased(clinic: Clinic, zulmira: Someone) -> None:
     doctor, other = clinic.accounts.doctor(), clinic.accounts.doctor()
     first = accepted(clinic, zulmira, doctor)

@@ -423,6 +423,20 @@ def test_a_request_spends_its_budget_once_however_often_it_asks(cache: Cache, pr
     copy_context().run(request)
 
 
+def test_a_request_that_has_spent_its_budget_costs_no_other_one_the_cache(cache: Cache, price: Price, raw: Redis):
+    def late() -> None:
+        module._left.set([0.0])
+        price.read(cache)
+
+    price.read(cache)
+    raw.client_pause(5000)
+    copy_context().run(late)
+    raw.client_unpause()
+    assert price.fills == 2, "it did not wait"
+    price.read(cache)
+    assert price.fills == 2
+
+
 def freeze_across_a_change(
     reader: Cache, decider: Cache, price: Price, server: CacheServer, during: Callable[[], object] = lambda: None
 ) -> float:
