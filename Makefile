@@ -2,8 +2,9 @@ SHELL := /bin/sh
 .DEFAULT_GOAL := help
 PYTHON ?= python3
 BIN := .venv/bin
+SEMGREP := SEMGREP_SEND_METRICS=off SEMGREP_ENABLE_VERSION_CHECK=0 .venv-scan/bin/semgrep
 
-.PHONY: help up demo test security lint bench lock
+.PHONY: help up demo staff test security lint scan sbom bench lock
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -28,14 +29,30 @@ lint: .venv/.installed ## Check style, types and who imports whom
 bench: .venv/.installed ## Measure, as ratios within one run
 	@exec $(BIN)/python -m tests.bench
 
+scan: .venv-scan/.installed ## Look for weak code with bandit, and with rules of our own
+	@.venv-scan/bin/bandit -q -r -c .ci/bandit.yaml api domain local workers
+	@PATH="$(CURDIR)/.venv-scan/bin:$$PATH" $(SEMGREP) test --quiet .ci/semgrep
+	@PATH="$(CURDIR)/.venv-scan/bin:$$PATH" $(SEMGREP) scan --quiet --error --config .ci/semgrep/rules.yaml api domain local workers
+
+sbom: .venv-scan/.installed ## Write sbom.json: every package that is installed, with its hashes (CycloneDX)
+	@.venv-scan/bin/cyclonedx-py requirements --output-reproducible --output-file sbom.json requirements.lock
+
 lock: .venv/.installed ## Choose the newest versions that setup.cfg allows, and lock them with their hashes
 	@$(BIN)/uv pip compile setup.cfg --all-extras --universal --python-version 3.11 --generate-hashes \
 		--no-emit-index-url --no-header --upgrade --quiet --output-file requirements.lock
 
 .venv/.installed: requirements.lock
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Python 3.11 or newer is needed; \
+	@$(BIN)/uv pip compile .ci/scan.in --universal --no-strip-extras --python-version 3.11 --generate-hashes \
+		--no-emit-index-url --no-header --upgrade --quiet --output-file .ci/scan.lock
 	this one is " + sys.version.split()[0] + ". Say which one to use: make PYTHON=python3.11 up")'
 	@echo "Installing the packages of requirements.lock in .venv (once) ..."
 	@$(PYTHON) -m venv .venv || { echo "Could not make .venv (on Debian and Ubuntu, the package python3-venv is needed)." >&2; exit 1; }
 	@$(BIN)/python -m pip install -qq --disable-pip-version-check --require-hashes --only-binary :all: -r requirements.lock
+	@touch $@
+
+# Apart from the rest: nobody who runs Health&Med needs what looks for its weak spots.
+.venv-scan/.installed: .ci/scan.lock
+	@$(PYTHON) -m venv .venv-scan
+	@.venv-scan/bin/python -m pip install -qq --disable-pip-version-check --require-hashes --only-binary :all: -r .ci/scan.lock
 	@touch $@

@@ -44,7 +44,7 @@ def free_port() -> int:
 
     So a server that is killed finds its port free again, whatever connected to something meanwhile.
     """
-    for port in random.sample(range(15000, 32000), 200):
+    for port in random.sample(range(15000, 32000), 200):  # nosec B311
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             with contextlib.suppress(OSError):
