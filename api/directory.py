@@ -13,9 +13,9 @@ from api.auth import Anyone, policy
 from api.reading import PUBLIC, reading
 from api.schemas import MAX_PRICE, Blueprint, Choice, Day, Instant, Money, PageQuery, Query, Several, Specialty, Text, Whole
 from api.services import services
-from domain import projections
+from domain import directory
+from domain.directory import SearchQuery
 from domain.identifiers import STATES, Malformed, name_key
-from domain.projections import SearchQuery
 from domain.specialties import SPECIALTIES
 
 HOURLY: Final = "public, max-age=3600"  # the one answer that no command changes
@@ -29,6 +29,7 @@ class DoctorQuery(PageQuery):
     specialty = Several(SPECIALTIES)
     q = Text(least=0, most=100)
     state = Choice(sorted(STATES))
+    min_price = Whole(0, MAX_PRICE)
     max_price = Whole(0, MAX_PRICE)
     available_from = Instant()
     available_until = Instant()
@@ -133,7 +134,7 @@ class Agenda(Schema):
 @blp.alt_response(304)
 def list_specialties() -> Response:
     """Ver as especialidades. / List the specialties."""
-    return reading(projections.specialties(), HOURLY)
+    return reading(directory.specialties(), HOURLY)
 
 
 @blp.get("/doctors")
@@ -143,7 +144,7 @@ def list_specialties() -> Response:
 @blp.alt_response(304)
 def search_doctors(asked: SearchQuery) -> Response:
     """Procurar profissionais. / Search for doctors."""
-    return reading(projections.search(services().cache, asked), PUBLIC)
+    return reading(directory.search(services().cache, asked), PUBLIC)
 
 
 @blp.get("/doctors/<uuid:doctor_id>")
@@ -152,7 +153,7 @@ def search_doctors(asked: SearchQuery) -> Response:
 @blp.alt_response(304)
 def show_doctor(doctor_id: UUID) -> Response:
     """Ver um profissional. / Read one doctor."""
-    return reading(projections.doctor(services().cache, doctor_id), PUBLIC)
+    return reading(directory.doctor(services().cache, doctor_id), PUBLIC)
 
 
 @blp.get("/doctors/<uuid:doctor_id>/agenda")
@@ -162,4 +163,4 @@ def show_doctor(doctor_id: UUID) -> Response:
 @blp.alt_response(304)
 def show_agenda(asked: dict[str, Any], doctor_id: UUID) -> Response:
     """Ver os horários que se podem reservar. / Read the slots that can be booked."""
-    return reading(projections.agenda(services().cache, doctor_id, **asked), PUBLIC)
+    return reading(directory.agenda(services().cache, doctor_id, **asked), PUBLIC)

@@ -98,7 +98,8 @@ class DoctorRecord(Base):
             postgresql_where=text("status <> 'rejected'"),
         ),
         Index("ix_doctors_search_name", "search_name", postgresql_using="gin", postgresql_ops={"search_name": "gin_trgm_ops"}),
-        Index("ix_doctors_status_search_name", "status", "search_name", "id"),
+        Index("ix_doctors_status_search_name", "status", "search_name", "id", postgresql_include=["price", "crm_state"]),
+        Index("ix_doctors_status_crm_state", "status", "crm_state", "search_name", "id", postgresql_include=["price"]),
         Index("ix_doctors_status_price", "status", "price", "id"),
     )
 
@@ -338,6 +339,11 @@ class NoticeRecord(Base):
         ),
         Index("ix_notices_due", "next_try_at", postgresql_where=text("sent_at is null and dropped_at is null")),
         Index("ix_notices_person_id", "person_id", "id"),
+        Index(
+            "ix_notices_undelivered",
+            "dropped_at",
+            postgresql_where=text("drop_reason in ('address_refused', 'undeliverable', 'faulty')"),
+        ),
     )
 
     id: Mapped[UUID] = mapped_column(primary_key=True)
@@ -348,6 +354,7 @@ class NoticeRecord(Base):
     sequence: Mapped[int] = mapped_column(SmallInteger, server_default=text("0"))
     during: Mapped[Range[datetime] | None]  # when the appointment was to be, so that a late notice tells what was true
     secret: Mapped[bytes | None]  # sealed under the recipient's key: a link's token, a former address
+    command_id: Mapped[UUID | None]  # whose decision it tells
     request_id: Mapped[str | None]
     created_at: Mapped[datetime] = mapped_column(server_default=func.clock_timestamp())
     next_try_at: Mapped[datetime]
@@ -392,6 +399,16 @@ class LinkRecord(Base):
     token_hash: Mapped[bytes] = mapped_column(unique=True)
     email: Mapped[bytes | None]  # the address that is confirmed by following it, sealed under the person's key
     expires_at: Mapped[datetime]
+
+
+class CalendarLinkRecord(Base):
+    """The secret address under which somebody's calendar reads their appointments. There is one at a time."""
+
+    __tablename__ = "calendar_links"
+
+    person_id: Mapped[UUID] = mapped_column(ForeignKey("people.id"), primary_key=True)
+    token_hash: Mapped[bytes] = mapped_column(unique=True)
+    created_at: Mapped[datetime] = mapped_column(server_default=func.clock_timestamp())
 
 
 class SecondFactorRecord(Base):

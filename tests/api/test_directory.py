@@ -146,6 +146,8 @@ def test_doctors_are_found_by_specialty_name_state_and_price(clinic: Clinic) -> 
     assert found("q=%25") == set()
     assert found("state=SP") == {ana, caio}
     assert found("max_price=20000") == {beto, caio}
+    assert found("min_price=20000") == {ana, caio}
+    assert found("min_price=10001&max_price=29999") == {caio}
     assert found("state=SP&max_price=20000&q=caio&specialty=clinico-geral") == {caio}
     assert found("nothing=here") == {ana, beto, caio}
 
@@ -193,6 +195,8 @@ def test_pages_and_cursors_neither_skip_nor_repeat(clinic: Clinic, sort: str) ->
         "page_size=0",
         "page_size=101",
         "page_size=99999999999999999999999",
+        "min_price=-1",
+        "min_price=x",
         "max_price=-1",
         "max_price=1e3",
         "max_price=9223372036854775808",

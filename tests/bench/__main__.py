@@ -14,7 +14,7 @@ from statistics import median
 from sqlalchemy import Engine, create_engine, text
 from uuid_utils.compat import uuid7
 
-from domain import batches, database, migrations, projections
+from domain import batches, database, directory, migrations
 from domain.cache import Cache
 from domain.commands import Book
 from domain.settings import Settings, load
@@ -86,8 +86,8 @@ def read_per_second(bench: Bench) -> tuple[float, float]:
         for n in range(200):
             add_slot(connection, doctor_id, tomorrow(n / 2))
     without = Cache(bench.settings, bench.engine)  # never started: it believes no cache
-    cached = per_second(lambda: projections.agenda(bench.cache, doctor_id))
-    uncached = per_second(lambda: projections.agenda(without, doctor_id, tomorrow().date(), 7))
+    cached = per_second(lambda: directory.agenda(bench.cache, doctor_id))
+    uncached = per_second(lambda: directory.agenda(without, doctor_id, tomorrow().date(), 7))
     without.stop()
     return cached, uncached
 

@@ -29,6 +29,7 @@ TABLES = (
     "doctors",
     "corrections",
     "consents",
+    "calendar_links",
     "audit",
     "roots",
     "people",
@@ -112,6 +113,15 @@ def upgrade() -> None:
         "uq_audit_read", "audit", ["actor_id", "subject_id", "hour"], unique=True, postgresql_where=sa.text("action = 'read'")
     )
     op.create_table(
+        "calendar_links",
+        sa.Column("person_id", sa.Uuid(), nullable=False),
+        sa.Column("token_hash", sa.LargeBinary(), nullable=False),
+        sa.Column("created_at", sa.DateTime(timezone=True), server_default=sa.text("clock_timestamp()"), nullable=False),
+        sa.ForeignKeyConstraint(["person_id"], ["people.id"], name=op.f("fk_calendar_links_person_id")),
+        sa.PrimaryKeyConstraint("person_id", name=op.f("pk_calendar_links")),
+        sa.UniqueConstraint("token_hash", name=op.f("uq_calendar_links_token_hash")),
+    )
+    op.create_table(
         "consents",
         sa.Column("id", sa.Uuid(), nullable=False),
         sa.Column("person_id", sa.Uuid(), nullable=False),
@@ -177,8 +187,21 @@ def upgrade() -> None:
         postgresql_using="gin",
         postgresql_ops={"search_name": "gin_trgm_ops"},
     )
+    op.create_index(
+        "ix_doctors_status_crm_state",
+        "doctors",
+        ["status", "crm_state", "search_name", "id"],
+        unique=False,
+        postgresql_include=["price"],
+    )
     op.create_index("ix_doctors_status_price", "doctors", ["status", "price", "id"], unique=False)
-    op.create_index("ix_doctors_status_search_name", "doctors", ["status", "search_name", "id"], unique=False)
+    op.create_index(
+        "ix_doctors_status_search_name",
+        "doctors",
+        ["status", "search_name", "id"],
+        unique=False,
+        postgresql_include=["price", "crm_state"],
+    )
     op.create_index(
         "uq_doctors_crm", "doctors", ["crm_number", "crm_state"], unique=True, postgresql_where=sa.text("status <> 'rejected'")
     )
@@ -449,6 +472,7 @@ def upgrade() -> None:
         sa.Column("sequence", sa.SmallInteger(), server_default=sa.text("0"), nullable=False),
         sa.Column("during", postgresql.TSTZRANGE(), nullable=True),
         sa.Column("secret", sa.LargeBinary(), nullable=True),
+        sa.Column("command_id", sa.Uuid(), nullable=True),
         sa.Column("request_id", sa.Text(), nullable=True),
         sa.Column("created_at", sa.DateTime(timezone=True), server_default=sa.text("clock_timestamp()"), nullable=False),
         sa.Column("next_try_at", sa.DateTime(timezone=True), nullable=False),
@@ -470,6 +494,13 @@ def upgrade() -> None:
         postgresql_where=sa.text("sent_at is null and dropped_at is null"),
     )
     op.create_index("ix_notices_person_id", "notices", ["person_id", "id"], unique=False)
+    op.create_index(
+        "ix_notices_undelivered",
+        "notices",
+        ["dropped_at"],
+        unique=False,
+        postgresql_where=sa.text("drop_reason in ('address_refused', 'undeliverable', 'faulty')"),
+    )
     op.create_index(
         "uq_notices_once",
         "notices",

@@ -1,0 +1,56 @@
+"""What tests of the projections share: a cache of their own, rows put straight into Postgres, and commands decided at once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from uuid import UUID
+
+import pytest
+from redis import Redis
+from sqlalchemy import Connection, Engine, create_engine
+
+from domain.cache import Cache
+from domain.commands import Command
+from domain.lanes import Drainer
+from domain.schedule import Role
+from domain.settings import Settings
+from local.servers import Broker
+from local.servers import Cache as CacheServer
+from tests.rows import send
+
+
+@pytest.fixture
+def engine(settings: Settings) -> Iterator[Engine]:
+    engine = create_engine(settings.database_url)
+    yield engine
+    engine.dispose()
+
+
+@pytest.fixture
+def cache(settings: Settings, engine: Engine, cache_server: CacheServer, broker: Broker) -> Iterator[Cache]:
+    cache = Cache(settings, engine)
+    cache.start()
+    yield cache
+    cache.stop()
+
+
+@pytest.fixture
+def rows(engine: Engine) -> Iterator[Connection]:
+    """A connection whose every statement is committed at once."""
+    with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        yield connection
+
+
+@pytest.fixture
+def decide(settings: Settings, engine: Engine, cache: Cache, broker: Broker) -> Iterator[Callable[..., UUID]]:
+    """Sends a command and has it decided; returns its id."""
+    with Redis.from_url(broker.url) as client:
+        drainer = Drainer(settings, engine, cache, client)
+
+        def decide(sender_id: UUID, command: Command, role: Role = Role.PATIENT) -> UUID:
+            with engine.begin() as connection:
+                row = send(connection, settings, sender_id, command, role)
+            drainer.drain(row.lane)
+            return row.id
+
+        yield decide
