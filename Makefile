@@ -15,6 +15,9 @@ up: .venv/.installed ## Bring up the whole stack on this machine (Ctrl-C stops i
 demo: .venv/.installed ## Go the whole way of a booking through HTTP, step by step
 	@exec $(BIN)/python -m local.demo
 
+staff: .venv/.installed ## The staff's command line on that stack: make staff DO="verify 123456/SP --by LOGIN"
+	@exec $(BIN)/python -m local.within api.cli $(or $(DO),--help)
+
 test: lint ## Check style, types and imports, then run every test
 	@exec $(BIN)/python -m pytest -q -n 2 --dist loadfile
 

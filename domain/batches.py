@@ -379,6 +379,7 @@ def _notice(row: Row[Any], notice: Notice) -> dict[str, Any]:
         "sequence": notice.sequence,
         "starts_at": notice.during.starts_at.isoformat(),
         "ends_at": notice.during.ends_at.isoformat(),
+        "command_id": str(row.id),
         "request_id": row.request_id,
     }
 
@@ -515,14 +516,14 @@ _INSERT_HISTORY = text(
 )
 _INSERT_NOTICES = text(
     """
-    insert into notices (id, person_id, appointment_id, kind, due_at, sequence, during, request_id, next_try_at)
-    select id, person_id, appointment_id, kind, due_at, sequence, tstzrange(starts_at, ends_at), request_id, due_at
+    insert into notices (id, person_id, appointment_id, kind, due_at, sequence, during, command_id, request_id, next_try_at)
+    select id, person_id, appointment_id, kind, due_at, sequence, tstzrange(starts_at, ends_at), command_id, request_id, due_at
     from jsonb_to_recordset(cast(:rows as jsonb)) as r
         (id uuid, person_id uuid, appointment_id uuid, kind text, due_at timestamptz, sequence smallint, starts_at timestamptz,
-         ends_at timestamptz, request_id text)
+         ends_at timestamptz, command_id uuid, request_id text)
     on conflict (appointment_id, person_id, kind, due_at) where appointment_id is not null
     do update set sequence = excluded.sequence, during = excluded.during, next_try_at = excluded.next_try_at,
-        dropped_at = null, drop_reason = null
+        command_id = excluded.command_id, request_id = excluded.request_id, dropped_at = null, drop_reason = null
     where notices.sent_at is null
     """
 )

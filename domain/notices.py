@@ -15,6 +15,7 @@ from sqlalchemy import Connection, Row, text
 from uuid_utils.compat import uuid7
 
 from domain import privacy
+from domain.errors import Conflict, NotFound
 from domain.identifiers import Crm
 from domain.privacy import KeyRing
 from domain.schedule import AppointmentStatus, Interval, Role
@@ -205,7 +206,9 @@ def pointless(notice: Notice, appointment: _Standing, reminders: Sequence[int]) 
             return Drop.NOT_ACCEPTED
         if notice.sequence != appointment.sequence:
             return Drop.MOVED
-        later = (during.starts_at - timedelta(seconds=seconds) for seconds in (*reminders, 0))
+        if notice.now >= during.starts_at:
+            return Drop.TOO_LATE
+        later = (during.starts_at - timedelta(seconds=seconds) for seconds in reminders)
         return Drop.TOO_LATE if any(notice.due_at < moment <= notice.now for moment in later) else None
     if notice.kind == Kind.REQUESTED:
         deadline = appointment.expires_at if notice.sequence == appointment.sequence else during.starts_at
@@ -258,6 +261,25 @@ def after(notice: Notice, failure: Failure) -> timedelta | Drop:
     longest = _LONGEST_PAUSE_AFTER_REFUSAL if failure is Failure.REFUSED else _LONGEST_PAUSE
     doublings = min(notice.attempts - 1, 16)
     return min(timedelta(seconds=FIRST_PAUSE_SECONDS << doublings), longest)
+
+
+def resend(connection: Connection, notice_id: UUID) -> UUID:
+    """Have a notice mailed again; returns which one is: itself while it waits, else a copy that is due now.
+
+    Raises NotFound, and Conflict for one that is not due yet, or that brought what only its recipient knows by now.
+    """
+    row = connection.execute(_AGAIN, {"id": notice_id}).one_or_none()
+    if row is None:
+        raise NotFound("Não há este aviso. / There is no such notice.")
+    if not row.is_due:
+        raise Conflict("Este aviso ainda não venceu. / This notice is not due yet.")
+    if row.waits:
+        connection.execute(text("update notices set next_try_at = clock_timestamp() where id = :id"), {"id": notice_id})
+        return notice_id
+    if row.kind in LINK_LIFE or row.kind == Kind.EMAIL_CHANGING:
+        raise Conflict("O link deste aviso não é mais conhecido; a pessoa pode pedir outro. / Its link is no longer known here.")
+    copied: UUID = connection.execute(_COPY, {"id": notice_id}).scalar_one()
+    return copied
 
 
 def are_due(connection: Connection) -> bool:
@@ -371,6 +393,17 @@ _CLAIM = text(
         order by next_try_at, id limit 1 for update skip locked)
     returning id, person_id, appointment_id, kind, due_at, created_at, sequence, lower(during) as starts_at,
         upper(during) as ends_at, request_id, attempts, clock_timestamp() as now
+    """
+)
+_AGAIN = text(
+    "select kind, due_at <= clock_timestamp() as is_due, sent_at is null and dropped_at is null as waits from notices"
+    " where id = :id for no key update"
+)
+_COPY = text(
+    """
+    insert into notices (id, person_id, appointment_id, kind, due_at, sequence, during, command_id, request_id, next_try_at)
+    select uuidv7(), person_id, appointment_id, kind, now, sequence, during, command_id, request_id, now
+    from notices, clock_timestamp() as now where id = :id returning id
     """
 )
 _LETTER = text(

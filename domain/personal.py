@@ -121,7 +121,7 @@ HOLDINGS: Final[Mapping[str, Holding]] = MappingProxyType(
         ),
         "notices": Holding(
             whose="person_id = :person",
-            ids="id person_id appointment_id",
+            ids="id person_id appointment_id command_id",
             told="kind due_at during created_at sent_at dropped_at drop_reason read_at",
             hidden="secret",
             plain="sequence request_id next_try_at claimed_until attempts",

@@ -60,6 +60,8 @@ class Settings:
     booking_workers: int
     limits: Limits
 
+    given: Mapping[str, str]  # the variables that were set, by which another process comes to the same
+
 
 def load(environ: Mapping[str, str]) -> Settings:
     """The settings that `environ` makes. Raises SettingsError that names everything wrong with it at once."""
@@ -109,6 +111,7 @@ def load(environ: Mapping[str, str]) -> Settings:
         api_workers=read.number("API_WORKERS", os.cpu_count() or 2, 1, 64),
         booking_workers=read.number("BOOKING_WORKERS", os.cpu_count() or 2, 1, 64),
         limits=limits,
+        given=read.given,
     )
     if not local:
         _refuse_weak_secrets(settings, read)
@@ -155,6 +158,7 @@ class _Reader:
 
     def __init__(self, environ: Mapping[str, str]) -> None:
         self._environ = environ
+        self.given: dict[str, str] = {}
         self.problems: list[str] = []
 
     def wrong(self, name: str, why: str) -> None:
@@ -169,6 +173,7 @@ class _Reader:
     def text(self, name: str, default: str | None = None) -> str:
         value = self._environ.get(name, "").strip()
         if value:
+            self.given[name] = value
             return value
         if default is None:
             self.wrong(name, "is required and not set")

@@ -92,6 +92,7 @@ class Stack:
         people = json.loads(self._run("seed"))
         self._launch("relay", "booking", "notifications")
         self._wait_until_ready()
+        write_secret(self._state / "settings.json", json.dumps(dict(self._settings.given)))
         demo = {"base_url": self._base, **people, "services": self._addresses()}
         write_secret(self._state / "demo.json", json.dumps(demo, ensure_ascii=False, indent=2))
         self._say_where()
