@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Final
 from uuid import UUID
 
 from sqlalchemy import Connection, Row, text
@@ -22,6 +22,8 @@ from domain.settings import Settings
 
 # These look at the whole of a doctor's agenda, not at one slot of it.
 _WIDE = (Kind.SET_AVAILABILITY, Kind.EXTEND_HORIZON, Kind.ADD_SLOT, Kind.CHANGE_SLOT)
+_ALONE = (Kind.ERASE, Kind.SET_AVAILABILITY)
+AGENDAS: Final = 8  # looked at by one batch: more would take longer than a transaction may
 
 
 class Clash(Exception):
@@ -202,7 +204,7 @@ def _lock(connection: Connection, lane: int, limit: int, only: UUID | None) -> l
 
 def _read(connection: Connection, settings: Settings, ids: list[str], now: datetime | None) -> _Work:
     """Read what the rules need, in statements that come after the locks: so they see what the locks protect."""
-    commands = _up_to_erasure(connection.execute(_READ_COMMANDS, {"ids": ids}).all())
+    commands = _together(connection.execute(_READ_COMMANDS, {"ids": ids}).all())
     since = min(row.received_at for row in commands)
     named = _texts(row.appointment_id for row in commands)
     bookers = _texts(row.actor_id for row in commands if row.kind in (Kind.BOOK, Kind.RESCHEDULE))
@@ -234,10 +236,18 @@ def _read(connection: Connection, settings: Settings, ids: list[str], now: datet
     )
 
 
-def _up_to_erasure(rows: Sequence[Row[Any]]) -> Sequence[Row[Any]]:
-    """An erasure is decided by itself, since it looks at what those before it have written; the rest waits for the next batch."""
-    first = next((place for place, row in enumerate(rows) if row.kind == Kind.ERASE), len(rows))
-    return rows[: max(first, 1)]
+def _together(rows: Sequence[Row[Any]]) -> Sequence[Row[Any]]:
+    """Those of a lane's first commands that are decided in one transaction; the rest waits for the next batch.
+
+    An erasure, which looks at what those before it have written, and an edit are decided by themselves.
+    """
+    agendas: set[UUID] = set()
+    for place, row in enumerate(rows):
+        if row.kind in _WIDE:
+            agendas.add(row.doctor_id)
+        if row.kind in _ALONE or len(agendas) > AGENDAS:
+            return rows[: max(place, 1)]
+    return rows
 
 
 def _texts(ids: Iterable[UUID | None]) -> list[str]:

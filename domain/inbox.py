@@ -165,7 +165,10 @@ def insert_due_expiries(connection: Connection) -> list[int]:
 
 
 def insert_due_horizons(connection: Connection) -> list[int]:
-    """Store today's `extend_horizon` for each doctor whose horizon has not moved today. Returns the lanes to wake."""
+    """Store today's `extend_horizon` for some of the doctors whose horizon has not moved today. Returns the lanes to wake.
+
+    A few each second, the same ones first each day: nobody's booking is to wait behind the horizons of all doctors.
+    """
     return list(
         connection.execute(
             text(
@@ -174,7 +177,7 @@ def insert_due_horizons(connection: Connection) -> list[int]:
                 " from availabilities due join doctors on doctors.id = due.doctor_id"
                 " where due.extended_on < current_date and not exists (select from commands"
                 " where kind = 'extend_horizon' and doctor_id = due.doctor_id and day = current_date)"
-                " order by due.extended_on limit 1000"
+                " order by due.extended_on, due.doctor_id limit 25"
                 " on conflict (doctor_id, day) where kind = 'extend_horizon' do nothing returning lane"
             ),
             {"system": SYSTEM},

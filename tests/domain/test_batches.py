@@ -11,8 +11,9 @@ from uuid import UUID
 import pytest
 from sqlalchemy import Connection, Engine, create_engine, text
 
-from domain import batches
-from domain.commands import AddSlot, Book, Cancel, Reschedule
+from domain import batches, inbox
+from domain.availability import Availability
+from domain.commands import AddSlot, Book, Cancel, Reschedule, SetAvailability
 from domain.schedule import Interval, Role
 from domain.settings import Settings
 from local.servers import Postgres
@@ -254,6 +255,28 @@ def test_two_appointments_of_one_batch_swap_places(engine: Engine, settings: Set
         placed = dict(connection.execute(text("select id, slot_id from appointments")).all())
         assert placed == {one: slots[1], other: slots[0]}
         assert count(connection, "select count(*) from slots where status = 'booked'") == 2
+
+
+def test_a_batch_looks_at_a_bounded_number_of_agendas(engine: Engine, settings: Settings) -> None:
+    """At midnight the horizons of all doctors move: in one transaction a lane's would time out again and again."""
+    with engine.begin() as connection:
+        doctors = [add_doctor(connection, settings) for _ in range(batches.AGENDAS + 2)]
+        slots = [add_slot(connection, doctor_id, tomorrow()) for doctor_id in doctors]
+        for doctor_id in doctors:
+            connection.execute(
+                text("insert into availabilities values (:id, '[]', '[]', null, current_date - 1)"), {"id": doctor_id}
+            )
+        inbox.insert_due_horizons(connection)
+        send(connection, settings, doctors[0], AddSlot(Interval(tomorrow(1), tomorrow(2))), Role.DOCTOR)
+        send(connection, settings, add_person(connection, settings), Book(slots[0]))
+        for doctor_id in doctors[:2]:
+            send(connection, settings, doctor_id, SetAvailability(Availability()), Role.DOCTOR)
+        send(connection, settings, add_person(connection, settings), Book(slots[1]))
+    sizes = []
+    with engine.begin() as connection:
+        while decided := batches.decide_batch(connection, settings, 0):
+            sizes.append(len(decided.commands))
+    assert sizes == [batches.AGENDAS, 2 + 2, 1, 1, 1]
 
 
 def test_a_history_is_chained_and_can_not_be_rewritten(engine: Engine, settings: Settings, postgres: Postgres) -> None:
