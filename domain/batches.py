@@ -40,16 +40,22 @@ class Decided:
 
 
 def decide_batch(
-    connection: Connection, settings: Settings, lane: int, *, only: UUID | None = None, now: datetime | None = None
+    connection: Connection,
+    settings: Settings,
+    lane: int,
+    *,
+    most: int | None = None,
+    only: UUID | None = None,
+    now: datetime | None = None,
 ) -> Decided | None:
-    """Decide the oldest commands that wait in a lane, `LANE_BATCH` at most or `only` one of them; None if nothing waits.
+    """Decide the oldest commands that wait in a lane, `most` (or `LANE_BATCH`) at once, or `only` one; None if nothing waits.
 
     They are decided as at `now`, which is the present by the database's clock unless a demonstration's past is made.
 
     The caller commits. Locks are taken in one order everywhere: commands by seq, then doctors by id, then people by id.
     Raises Clash, and whatever the database or a faulty command raises: then nothing is changed.
     """
-    ids = _lock(connection, lane, settings.lane_batch, only)
+    ids = _lock(connection, lane, most or settings.lane_batch, only)
     if not ids:
         return None
     work = _read(connection, settings, ids, now)

@@ -26,6 +26,7 @@ TURN_SECONDS: Final = 2.0  # after which other lanes get their turn
 ATTEMPTS: Final = 3  # failures after which a command is rejected
 TRIES: Final = 5  # how often a lane may be begun in vain before its first command is suspected of killing its worker
 BEGUN_SECONDS: Final = 300  # for so long the beginnings are counted
+SLOW_SECONDS: Final = 4.0  # as long as a statement may take: a suspect that was interrupted after so long was too slow itself
 
 log = structlog.get_logger()
 
@@ -75,13 +76,19 @@ class Drainer:
         return False
 
     def _decide_all(self, lane: int, lock: Lock, until: float) -> None:
-        if self._begin(lane) > TRIES and self._others_moved_on(lane):
+        """Decide batch by batch, each half as large for each time that the lane was begun in vain.
+
+        So a database that has become too slow for whole batches holds up no lane for good.
+        """
+        begun = self._begin(lane)
+        if begun > TRIES and self._others_moved_on(lane):
             self._decide_singly(lane, lock, until, suspect=True)
             return
+        most = max(self.settings.lane_batch >> (begun - 1), 1)
         while True:
             try:
                 with self.engine.begin() as connection:
-                    decided = decide_batch(connection, self.settings, lane)
+                    decided = decide_batch(connection, self.settings, lane, most=most)
             except Exception as error:
                 if self._is_the_worlds(error):
                     raise
@@ -91,7 +98,7 @@ class Drainer:
             if decided is None:
                 return
             self._finish(decided)
-            if len(decided.commands) < self.settings.lane_batch or time.monotonic() >= until:
+            if len(decided.commands) < most or time.monotonic() >= until:
                 return
             self._keep(lock)
             self._clear_flag(lane)
@@ -109,13 +116,13 @@ class Drainer:
                 return
 
     def _decide_one(self, lane: int, command_id: UUID, attempts: int, suspect: bool) -> bool:
+        began = time.monotonic()
         try:
             with self.engine.begin() as connection:
                 decided = decide_batch(connection, self.settings, lane, only=command_id)
         except Exception as error:
             if self._is_the_worlds(error):
-                timed_out = sqlstate(error) == "57014" or isinstance(error, self.interruptions)
-                if not (suspect and timed_out):
+                if not (suspect and time.monotonic() - began >= SLOW_SECONDS):
                     self._take_back(command_id)
                 raise
             if attempts < ATTEMPTS:

@@ -6,6 +6,7 @@ import json
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 from uuid import UUID
 
@@ -14,7 +15,7 @@ import pytest
 from redis import Redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
-from sqlalchemy import Engine, create_engine, text
+from sqlalchemy import Connection, Engine, create_engine, text
 from sqlalchemy.exc import OperationalError
 
 from domain import batches, lanes, logs
@@ -240,6 +241,46 @@ def test_a_command_that_kills_its_worker_is_rejected_while_the_others_go_on(
     assert all_outcomes(engine)[:3] == ["internal_error", "succeeded", "succeeded"]
     assert attempts.count(killer) == lanes.TRIES + lanes.ATTEMPTS
     assert others
+
+
+def test_a_database_too_slow_for_whole_batches_decides_smaller_ones(
+    drainer: Drainer, engine: Engine, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decide_batch, sizes = batches.decide_batch, []
+
+    def slow(connection: Connection, settings: Settings, lane: int, *, most: int) -> batches.Decided | None:
+        sizes.append(most)
+        if most > 30:
+            raise lost_database()
+        return decide_batch(connection, settings, lane, most=most)
+
+    monkeypatch.setattr(lanes, "decide_batch", slow)
+    bookings(engine, settings, 80)
+    for _ in range(4):
+        drainer.drain(0)
+    assert sizes[:4] == [200, 100, 50, 25]
+    assert all_outcomes(engine) == ["succeeded"] * 80
+
+
+@pytest.mark.parametrize(("took", "outcome"), [(0.0, "pending"), (lanes.SLOW_SECONDS, "internal_error")])
+def test_only_a_suspect_that_was_slow_itself_is_blamed_for_being_interrupted(
+    drainer: Drainer, engine: Engine, settings: Settings, monkeypatch: pytest.MonkeyPatch, took: float, outcome: str
+) -> None:
+    bookings(engine, settings, 1)
+    bookings(engine, settings, 1, lane=1)
+    drainer.drain(1)  # other lanes move on
+    passed = 0.0
+
+    def interrupt(*_: object, **__: object) -> None:
+        nonlocal passed
+        passed += took
+        raise lost_database()
+
+    monkeypatch.setattr(lanes, "decide_batch", interrupt)
+    monkeypatch.setattr(lanes, "time", SimpleNamespace(monotonic=lambda: passed))
+    for _ in range(lanes.TRIES + lanes.ATTEMPTS + 1):
+        drainer.drain(0)
+    assert all_outcomes(engine)[0] == outcome
 
 
 def test_what_was_decided_but_not_finished_is_not_decided_again(
