@@ -19,10 +19,12 @@ from api import (
     appointments,
     auth,
     availability,
+    calendars,
     commands,
     credentials,
     directory,
     errors,
+    notices,
     operations,
     rights,
     schemas,
@@ -69,11 +71,26 @@ def create_app(settings: Settings) -> Flask:
     errors.register(app)
     send_wake_ups_to(settings.broker_url)
     api = _Api(app)
-    for module in (sessions, credentials, accounts, rights, directory, availability, appointments, commands, operations):
+    for module in _MODULES:
         api.register_blueprint(module.blp, url_prefix="/api/v1")
     app.register_blueprint(operations.pages)
     auth.check_policies(app)
     return app
+
+
+_MODULES = (
+    sessions,
+    credentials,
+    accounts,
+    rights,
+    directory,
+    availability,
+    appointments,
+    commands,
+    calendars,
+    notices,
+    operations,
+)
 
 
 class _Api(flask_smorest.Api):

@@ -14,7 +14,9 @@ from typing import Any, Final
 import flask
 from flask import Response, current_app, g, render_template, request
 from prometheus_client import CONTENT_TYPE_LATEST, REGISTRY, CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.multiprocess import MultiProcessCollector
+from prometheus_client.registry import Collector
 from redis import RedisError
 from sqlalchemy import text
 from sqlalchemy.exc import SQLAlchemyError
@@ -25,6 +27,7 @@ from api.errors import CONTENT_TYPE as PROBLEM
 from api.errors import TITLES, problem
 from api.schemas import Blueprint
 from api.services import services
+from domain import notices
 from domain.errors import NotFound, Unavailable
 
 REQUESTS: Final = Counter("healthmed_requests", "Requests answered.", ("method", "route", "status"))
@@ -89,7 +92,9 @@ def show_metrics() -> Response:
     if "PROMETHEUS_MULTIPROC_DIR" in os.environ:
         registry = CollectorRegistry()
         MultiProcessCollector(registry)
-    return Response(generate_latest(registry), content_type=CONTENT_TYPE_LATEST)
+    asked = CollectorRegistry()
+    asked.register(_Asked())
+    return Response(generate_latest(registry) + generate_latest(asked), content_type=CONTENT_TYPE_LATEST)
 
 
 @blp.get("/openapi.json")
@@ -117,6 +122,21 @@ def show_docs_style() -> Response:
     _document()
     style = files("api").joinpath("docs", "page.css").read_bytes()
     return Response(style, content_type="text/css; charset=utf-8")
+
+
+class _Asked(Collector):
+    """Figures that the database tells, when they are read; without it they are left out."""
+
+    def collect(self) -> Iterator[GaugeMetricFamily]:
+        """Tell how far the mails are behind."""
+        try:
+            with services().reads.connect() as connection:
+                age = notices.oldest_due(connection)
+        except SQLAlchemyError:
+            return
+        seconds = 0.0 if age is None else age.total_seconds()
+        told = "For how long the oldest notice that is neither sent nor given up has been due; 0 if none is."
+        yield GaugeMetricFamily("healthmed_oldest_due_notice_seconds", told, seconds)
 
 
 def _json(body: Mapping[str, Any]) -> Response:

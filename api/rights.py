@@ -106,7 +106,7 @@ class AccessLog(Answer):
 
 @blp.get("/me/export")
 @policy(Patient | Doctor)
-@blp.response(200, fields.Dict())
+@blp.response(200, {"type": "object"})
 def export() -> Response:
     """Levar os próprios dados. / Everything held about the person, by table (LGPD, art. 18)."""
     use, caller = services(), current()

@@ -1,14 +1,15 @@
-"""An appointment as an entry in somebody's own calendar (RFC 5545), and the messages that put it in or take it out (RFC 5546)."""
+"""An appointment as an entry in somebody's own calendar (RFC 5545): mailed one by one (RFC 5546), or all of them as a feed."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from enum import StrEnum
 from uuid import UUID
 from zoneinfo import ZoneInfo
 
-from icalendar import Calendar, Event, vCalAddress
+from icalendar import Calendar, Event, Timezone, vCalAddress
 
 from domain.schedule import Interval
 
@@ -61,16 +62,39 @@ def invitation(method: Method, entry: Entry, organizer: Party, attendee: Party) 
     event = _event(entry)
     event.add("organizer", _address(organizer))
     event.add("attendee", _address(attendee, ROLE="REQ-PARTICIPANT", PARTSTAT=_PARTICIPATION[entry.status], RSVP="FALSE"))
-    calendar = Calendar()
-    calendar.add("prodid", PRODID)
-    calendar.add("version", "2.0")
-    calendar.add("calscale", "GREGORIAN")
+    calendar = _calendar()
     calendar.add("method", method)
     calendar.add_component(event)
     year = timedelta(days=366)  # around the time that counts: a zone's whole past would be most of the mail
     calendar.add_missing_timezones(entry.during.starts_at.date() - year, entry.during.ends_at.date() + year)
     written: bytes = calendar.to_ical()
     return written.decode()
+
+
+def feed(entries: Sequence[Entry], timezone: str, year: int) -> bytes:
+    """The entries of one person as a calendar to subscribe to, read again each hour; `year` is the present one, in their zone.
+
+    Their zone is defined even where nothing else is in it, since a calendar without any component is none.
+    """
+    calendar = _calendar()
+    for name in ("name", "x-wr-calname"):  # the second for whoever does not know RFC 7986 yet
+        calendar.add(name, "Health&Med")
+    calendar.add("refresh-interval", timedelta(hours=1), parameters={"VALUE": "DURATION"})
+    for entry in entries:
+        calendar.add_component(_event(entry))
+    years = [year, *(entry.during.starts_at.year for entry in entries)]
+    first, last = date(min(years) - 1, 1, 1), date(max(years) + 2, 1, 1)
+    calendar.add_component(Timezone.from_tzid(timezone, first_date=first, last_date=last))
+    written: bytes = calendar.to_ical()
+    return written
+
+
+def _calendar() -> Calendar:
+    calendar = Calendar()
+    calendar.add("prodid", PRODID)
+    calendar.add("version", "2.0")
+    calendar.add("calscale", "GREGORIAN")
+    return calendar
 
 
 def _event(entry: Entry) -> Event:

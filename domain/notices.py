@@ -68,6 +68,9 @@ class Drop(StrEnum):
     FAULTY = "faulty"  # our own mistake, told in the log
 
 
+UNDELIVERED: Final = (Drop.REFUSED, Drop.UNDELIVERABLE, Drop.FAULTY)  # what somebody should have been told, and was not
+
+
 class Failure(StrEnum):
     """How an attempt to send failed."""
 
@@ -288,19 +291,21 @@ def are_due(connection: Connection) -> bool:
         connection.execute(
             text(
                 "select exists (select from notices where sent_at is null and dropped_at is null"
-                " and next_try_at <= clock_timestamp() and (claimed_until is null or claimed_until <= clock_timestamp()))"
+                " and next_try_at <= statement_timestamp()"
+                " and (claimed_until is null or claimed_until <= statement_timestamp()))"
             )
         ).scalar_one()
     )
 
 
 def oldest_due(connection: Connection) -> timedelta | None:
-    """For how long the oldest notice that could be tried now has been due; None if none is."""
+    """For how long the oldest notice that is neither sent nor given up has been due; None if none is."""
     age: timedelta | None = connection.execute(
         text(
-            "select max(clock_timestamp() - due_at) from notices"
-            " where sent_at is null and dropped_at is null and next_try_at <= clock_timestamp()"
-        )
+            "select max(statement_timestamp() - due_at) from notices where sent_at is null and dropped_at is null"
+            " and due_at <= statement_timestamp() and next_try_at <= statement_timestamp() + :longest"
+        ),
+        {"longest": _LONGEST_PAUSE_AFTER_REFUSAL},
     ).scalar_one()
     return age
 
@@ -378,13 +383,14 @@ def _text(key: bytes, row: Row[Any], name: str) -> str | None:
     return privacy.open_sealed(key, bytes(sealed), context=f"appointments.{name}", row_id=row.appointment_id)
 
 
+# clock_timestamp() would bound no index: each look would read all reminders that are still to come.
 _CLAIM = text(
     """
     update notices set attempts = attempts + 1, claimed_until = clock_timestamp() + make_interval(secs => :seconds)
     where id = (
         select id from notices due
-        where sent_at is null and dropped_at is null and next_try_at <= clock_timestamp()
-        and (claimed_until is null or claimed_until <= clock_timestamp())
+        where sent_at is null and dropped_at is null and next_try_at <= statement_timestamp()
+        and (claimed_until is null or claimed_until <= statement_timestamp())
         and not exists (
             select from notices older
             where older.appointment_id = due.appointment_id and older.person_id = due.person_id

@@ -142,6 +142,9 @@ HOLDINGS: Final[Mapping[str, Holding]] = MappingProxyType(
             hidden="token_hash",
             goes=True,
         ),
+        "calendar_links": Holding(
+            whose="person_id = :person", ids="person_id", told="created_at", hidden="token_hash", goes=True
+        ),
         "second_factors": Holding(
             whose="person_id = :person", ids="person_id", told="confirmed_at", hidden="secret", plain="last_step", goes=True
         ),

@@ -35,9 +35,7 @@ def test_it_is_ready_when_all_it_needs_answers(client: FlaskClient) -> None:
 
 
 @pytest.mark.parametrize("lost", ["broker", "cache"])
-def test_a_lost_redis_degrades_but_does_not_make_unready(
-    client: FlaskClient, request: pytest.FixtureRequest, lost: str
-) -> None:
+def test_a_lost_redis_degrades_but_does_not_make_unready(client: FlaskClient, request: pytest.FixtureRequest, lost: str) -> None:
     server = request.getfixturevalue({"broker": "broker", "cache": "cache_server"}[lost])
     server.stop()
     try:
@@ -107,6 +105,27 @@ def test_requests_and_commands_are_counted(clinic: Clinic) -> None:
     assert [figure(clinic.client, name) - count for name, count in zip(names, before, strict=True)] == [1] * 5
 
 
+def test_the_age_of_the_oldest_due_notice_is_a_figure(clinic: Clinic) -> None:
+    name = "healthmed_oldest_due_notice_seconds"
+    assert "\n" + name + " 0.0\n" in clinic.client.get("/metrics").text
+    clinic.book(clinic.accounts.patient(), clinic.slot(clinic.accounts.doctor()))
+    clinic.change("update notices set due_at = due_at - interval '1 hour'")
+    assert 3600 <= figure(clinic.client, name) < 3660
+    clinic.change("update notices set sent_at = now()")
+    assert figure(clinic.client, name) == 0
+
+
+def test_without_the_database_the_other_figures_are_told(clinic: Clinic, postgres: Any) -> None:
+    postgres.stop()
+    try:
+        answer = clinic.client.get("/metrics")
+    finally:
+        clinic.outlast(postgres)
+    assert answer.status_code == 200
+    assert "healthmed_requests_total" in answer.text
+    assert "healthmed_oldest_due_notice_seconds" not in answer.text
+
+
 def test_no_figure_names_a_person_or_an_invented_method(clinic: Clinic) -> None:
     doctor = clinic.accounts.doctor()
     clinic.get(f"/doctors/{doctor.id}")
@@ -121,9 +140,7 @@ def test_no_figure_names_a_person_or_an_invented_method(clinic: Clinic) -> None:
     ("setting", "paths"),
     [("public_metrics", ["/metrics"]), ("public_docs", ["/api/v1/openapi.json", "/api/docs", "/api/docs/page.css"])],
 )
-def test_what_is_not_public_is_not_there(
-    clinic: Clinic, monkeypatch: pytest.MonkeyPatch, setting: str, paths: list[str]
-) -> None:
+def test_what_is_not_public_is_not_there(clinic: Clinic, monkeypatch: pytest.MonkeyPatch, setting: str, paths: list[str]) -> None:
     for path in paths:
         assert clinic.client.get(path).status_code == 200
     closed = replace(clinic.services, settings=replace(clinic.services.settings, **{setting: False}))

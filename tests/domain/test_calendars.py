@@ -10,7 +10,7 @@ from zoneinfo import ZoneInfo
 import pytest
 from icalendar import Calendar, Event
 
-from domain.calendars import Entry, EntryStatus, Method, Party, invitation
+from domain.calendars import Entry, EntryStatus, Method, Party, feed, invitation
 from domain.schedule import Interval
 
 US, ANA = Party("Health&Med", "agenda@healthmed.example"), Party("Ana Souza", "ana@example.com")
@@ -89,3 +89,23 @@ def test_lines_end_and_fold_as_the_standard_says() -> None:
     text = invitation(Method.REQUEST, replace(ENTRY, description="ç" * 200), US, ANA)
     assert text.endswith("END:VCALENDAR\r\n") and "\n" not in text.replace("\r\n", "")
     assert max(len(line.encode()) for line in text.split("\r\n")) <= 75
+
+
+@pytest.mark.parametrize("zone", ["America/Sao_Paulo", "America/New_York", "Pacific/Auckland", "UTC"])
+def test_a_calendar_without_entries_still_has_a_component(zone: str) -> None:
+    calendar = Calendar.from_ical(feed([], zone, 2026))
+    assert [each["TZID"] for each in calendar.walk("VTIMEZONE")] == [zone]
+    assert not calendar.errors and "METHOD" not in calendar
+
+
+def test_a_feed_defines_its_zone_for_each_of_its_entries() -> None:
+    zone = "America/New_York"
+    starts = [datetime(year, month, 5, 12, tzinfo=UTC) for year in (2026, 2027) for month in (1, 7)]
+    moved = [replace(ENTRY, timezone=zone, during=Interval(at, at.replace(hour=13))) for at in starts]
+    calendar = Calendar.from_ical(feed(moved, zone, 2026))
+    (defined,) = calendar.walk("VTIMEZONE")
+    own = defined.to_tz(lookup_tzid=False)
+    assert [event.start for event in calendar.events] == starts
+    for at in starts:
+        local = at.astimezone(ZoneInfo(zone))
+        assert own.utcoffset(local.replace(tzinfo=None)) == local.utcoffset()

@@ -239,3 +239,11 @@ def test_the_age_of_the_oldest_due_notice_is_known(connection: Connection, appoi
     tell(connection, appointment_ids[1], "reminder", due=90)
     age = notices.oldest_due(connection)
     assert age is not None and timedelta(seconds=90) <= age < timedelta(seconds=100)
+
+
+def test_a_notice_that_waits_for_another_try_is_as_old_as_it_is(connection: Connection, appointment_ids: list[UUID]) -> None:
+    tell(connection, appointment_ids[0], "accepted", due=-7200, next_try=3599)
+    age = notices.oldest_due(connection)
+    assert age is not None and age >= timedelta(hours=2)
+    connection.execute(text("update notices set dropped_at = now()"))
+    assert notices.oldest_due(connection) is None

@@ -57,6 +57,8 @@ class World:
     slot_id: str  # open, the doctor's
     session_id: str  # the patient's
     doctor_id: str
+    notice_id: str  # of the request, to the doctor
+    token: str  # of the patient's calendar link
 
     kind: ClassVar = "terms"  # of a consent
 

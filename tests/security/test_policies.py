@@ -29,6 +29,8 @@ def world(clinic: Clinic) -> World:
     sent = clinic.request("POST", "/appointments", patient, {"slot_id": clinic.slot(doctor), "notes": "Dor no peito"})
     clinic.decide()
     (appointment_id,) = clinic.all("select id from appointments")
+    (notice_id,) = clinic.all("select id from notices")
+    calendar = clinic.request("POST", "/me/calendar-link", patient).json["url"]
     other_session = accounts.logged_in(patient.id, Role.PATIENT, patient.login)
     return World(
         clinic=clinic,
@@ -42,6 +44,8 @@ def world(clinic: Clinic) -> World:
         slot_id=clinic.slot(doctor, datetime.now(UTC).replace(microsecond=0) + timedelta(days=3)),
         session_id=session_id(clinic, other_session),
         doctor_id=str(doctor.id),
+        notice_id=str(notice_id),
+        token=calendar.rpartition("/")[2].removesuffix(".ics"),
     )
 
 
