@@ -121,6 +121,7 @@ def main() -> None:
         "DATA_KEYS": f"x={key}",
         "HASH_KEY": key,
         "PUBLIC_URL": "https://healthmed.example",
+        "LOCAL_STACK": "on",  # elsewhere keys must be random
     }
     folder = Path(sys.argv[1])
     folder.mkdir(parents=True, exist_ok=True)
