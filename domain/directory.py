@@ -236,10 +236,10 @@ def _agenda(connection: Connection, cache: Cache, doctor_id: UUID, from_: date |
 
 def _search(connection: Connection, cache: Cache, query: SearchQuery, after: Any, free: bool) -> Filled:
     limits = cache.settings.limits
-    total, rows = _found(connection, limits, and_(*_conditions(query, limits)), query, after)
-    page, following = turned(cache.settings, query, rows, "key")
     fresh_until = None
-    if free:  # any doctor's slot that leaves or enters the window may change a page: sooner than needed, but cheap to tell
+    # Any doctor's slot that leaves or enters the window may change a page: sooner than needed, but cheap to tell. It is told
+    # before the page is read, or a slot that leaves in between would stay in it.
+    if free:
         starts = select(func.min(SlotRecord.starts_at)).where(_OPEN)
         leaves, enters = connection.execute(
             select(
@@ -248,6 +248,8 @@ def _search(connection: Connection, cache: Cache, query: SearchQuery, after: Any
             )
         ).one()
         fresh_until = _fresh_until(limits, leaves, enters)
+    total, rows = _found(connection, limits, and_(*_conditions(query, limits)), query, after)
+    page, following = turned(cache.settings, query, rows, "key")
     return Filled(as_json({"ids": [str(row.id) for row in page], "total": total, **following}), fresh_until)
 
 

@@ -7,6 +7,7 @@ import random
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, date, datetime, time, timedelta
+from time import sleep
 from typing import Any
 from uuid import UUID
 from zoneinfo import ZoneInfo
@@ -385,6 +386,24 @@ def test_a_booking_moves_a_card_and_the_free_directory_and_leaves_the_other_page
         assert client.exists("1:directory-free") == 0
     for query in (plain, free):
         assert shown(directory.search(cache, query))["items"][0]["next_slot_at"] == instant(tomorrow(1))
+
+
+def test_a_slot_that_leaves_the_booking_window_while_a_page_is_filled_does_not_stay_in_it(
+    cache: Cache, rows: Connection, settings: Settings, monkeypatch: pytest.MonkeyPatch
+):
+    found = directory._found
+
+    def slowly(*asked: Any) -> Any:
+        told = found(*asked)
+        sleep(max(0.0, (leaves - cache.now()).total_seconds() + 0.05))
+        return told
+
+    monkeypatch.setattr(directory, "_found", slowly)
+    leaves = cache.now() + timedelta(seconds=1)
+    add_slot(rows, add_doctor(rows, settings), leaves + timedelta(seconds=settings.limits.booking_notice))
+    query = SearchQuery(available_from=cache.now())
+    assert shown(directory.search(cache, query))["total"] == 1
+    assert shown(directory.search(cache, query))["total"] == 0
 
 
 def test_a_page_by_free_slots_is_fresh_until_any_slot_leaves_the_booking_window(
