@@ -20,6 +20,7 @@ from domain.commands import Book
 from domain.settings import Settings, load
 from local.servers import Broker, Postgres
 from local.servers import Cache as CacheServer
+from tests.bench.protection import booked_per_second
 from tests.rows import add_doctor, add_person, add_slot, send, tomorrow
 
 DOCTORS = 256
@@ -108,6 +109,7 @@ def main() -> None:
         rounds = []
         for _ in range(ROUNDS):
             cached, uncached = read_per_second(bench)
+            protected, unprotected = booked_per_second(bench)
             rounds.append(
                 {
                     "decided, batches of 200, spread": decided_per_second(bench, batch=200, number=2000, hot=False),
@@ -118,6 +120,8 @@ def main() -> None:
                     "bare rows committed": inserted_per_second(bench),
                     "agendas read from the cache": cached,
                     "agendas read from Postgres": uncached,
+                    "booked, with audit and encryption": protected,
+                    "booked, without": unprotected,
                 }
             )
     print(f"{'each second, median of ' + str(ROUNDS) + ' rounds':44}{'':>10}")
