@@ -137,6 +137,7 @@ RATIOS: list[tuple[str, str, str, float | None]] = [
     ("batches of 200 to batches of 1, spread", "decided, batches of 200, spread", "decided, batches of 1, spread", 8),
     ("the same, on one slot", "decided, batches of 200, one slot", "decided, batches of 1, one slot", 20),
     ("sending a command to a bare row", "sent and committed", "bare rows committed", None),
+    ("booking with audit and encryption to without", "booked, with audit and encryption", "booked, without", 0.9),
     ("reading from the cache to Postgres", "agendas read from the cache", "agendas read from Postgres", None),
 ]
 
