@@ -67,6 +67,11 @@ def configuration(broker_url: str) -> dict[str, Any]:
     }
 
 
+def connect(broker_url: str) -> Redis:
+    """A client of the broker, with limits of one second and no second try: a lock whose answer was lost would look taken."""
+    return Redis.from_url(broker_url, socket_timeout=1, socket_connect_timeout=1, retry=Retry(NoBackoff(), 0))
+
+
 class Sender:
     """Publishes tasks with limits of one second and no second try: the relay makes up for what is lost.
 
@@ -79,7 +84,7 @@ class Sender:
         self._celery.conf.update(configuration(broker_url))
         self._celery.conf.broker_connection_timeout = 1
         self._celery.conf.broker_transport_options = {"socket_timeout": 1, "socket_connect_timeout": 1, "max_retries": 0}
-        self._broker = Redis.from_url(broker_url, socket_timeout=1, socket_connect_timeout=1, retry=Retry(NoBackoff(), 0))
+        self._broker = connect(broker_url)
         self._waiting: set[int] = set()
         self._changed = threading.Condition()
         self._thread: threading.Thread | None = None

@@ -7,9 +7,6 @@ from typing import Any
 
 from celery import signals
 from celery.exceptions import SoftTimeLimitExceeded
-from redis import Redis
-from redis.backoff import NoBackoff
-from redis.retry import Retry
 from sqlalchemy import Engine
 
 from domain import database, settings
@@ -17,7 +14,7 @@ from domain.cache import Cache
 from domain.lanes import Drainer
 from domain.settings import Settings
 from workers import mail
-from workers.app import Sender, app
+from workers.app import Sender, app, connect
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,9 +37,7 @@ def begin(**_: Any) -> None:
     database.bound_waits()
     chosen = settings.current()
     engine = database.connect(chosen.database_url, pool_size=2)
-    # Never tried again: a lock whose answer was lost would look taken until it runs out.
-    broker = Redis.from_url(chosen.broker_url, socket_timeout=1, socket_connect_timeout=1, retry=Retry(NoBackoff(), 0))
-    drainer = Drainer(chosen, engine, Cache(chosen, engine), broker, interruptions=(SoftTimeLimitExceeded,))
+    drainer = Drainer(chosen, engine, Cache(chosen, engine), connect(chosen.broker_url), interruptions=(SoftTimeLimitExceeded,))
     _process = _Process(chosen, engine, drainer, Sender(chosen.broker_url))
 
 

@@ -223,7 +223,7 @@ def test_a_command_that_kills_its_worker_is_rejected_while_the_others_go_on(
     class Death(BaseException):
         pass
 
-    killer, *others = bookings(engine, settings, 3)
+    killer = bookings(engine, settings, 3)[0]
     with engine.begin() as connection:
         connection.execute(
             text("update commands set received_at = received_at - interval '1 minute' where id = :id"), {"id": killer}
@@ -240,7 +240,6 @@ def test_a_command_that_kills_its_worker_is_rejected_while_the_others_go_on(
         break
     assert all_outcomes(engine)[:3] == ["internal_error", "succeeded", "succeeded"]
     assert attempts.count(killer) == lanes.TRIES + lanes.ATTEMPTS
-    assert others
 
 
 def test_a_database_too_slow_for_whole_batches_decides_smaller_ones(
