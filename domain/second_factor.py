@@ -121,12 +121,6 @@ def remove(connection: Connection, person_id: UUID) -> None:
         raise NotOn
 
 
-def is_on(connection: Connection, person_id: UUID) -> bool:
-    """Whether somebody is asked for a code."""
-    row = _factor(connection, person_id)
-    return row is not None and row.confirmed_at is not None
-
-
 def _factor(connection: Connection, person_id: UUID) -> Row[Any] | None:
     return connection.execute(
         text(
