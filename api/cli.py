@@ -9,6 +9,7 @@ import argparse
 import getpass
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
@@ -22,6 +23,7 @@ from domain.errors import HealthMedError, Invalid, NotFound
 from domain.identifiers import Malformed, parse_crm
 from domain.inbox import Sender
 from domain.lives import Life
+from domain.rebuilding import rebuild
 from domain.schedule import Role
 from domain.settings import Settings, SettingsError, current
 
@@ -82,6 +84,10 @@ def _parser() -> argparse.ArgumentParser:
     sending = commands.add_parser("resend", help="have a notice mailed again")
     sending.add_argument("id", type=UUID, help="the notice, as `command` and GET /staff/notices name it")
     sending.set_defaults(do=_resend)
+    rebuilding = commands.add_parser(
+        "rebuild", help="fill every cached projection again, and tell which were not as they should be"
+    )
+    rebuilding.set_defaults(do=_rebuild)
     return parser
 
 
@@ -93,7 +99,7 @@ def _create_staff(asked: argparse.Namespace, engine: Engine, settings: Settings)
 
 def _decide_on_doctor(asked: argparse.Namespace, engine: Engine, settings: Settings) -> int:
     request_id = str(uuid7())
-    with changing(engine, Cache(settings, engine)) as change:
+    with _cache(engine, settings) as cache, changing(engine, cache) as change:
         staff = Sender(_staff(change.connection, settings, asked.by), Role.STAFF, request_id)
         doctor_id = _doctor(change.connection, asked.doctor)
         lane = identity.decide_verification(change, settings, staff, doctor_id, asked.decision, asked.reason)
@@ -114,6 +120,19 @@ def _resend(asked: argparse.Namespace, engine: Engine, settings: Settings) -> in
     with engine.begin() as connection:
         notice_id = notices.resend(connection, asked.id)
     return _say(f"notice {notice_id} goes out within seconds")
+
+
+def _rebuild(asked: argparse.Namespace, engine: Engine, settings: Settings) -> int:
+    right = wrong = 0
+    with _cache(engine, settings) as cache:
+        for (scope, field), is_right in rebuild(cache):
+            if is_right:
+                right += 1
+            else:
+                wrong += 1
+                _say(f"{scope} {field} was not what the database says: it is filled anew when it is next read")
+    _say(f"{right + wrong} projections rebuilt, {wrong} of them differed")
+    return 1 if wrong else 0
 
 
 def _lines(told: Life) -> Iterator[tuple[str, str]]:
@@ -152,6 +171,15 @@ def _fate(notice: Row[Any]) -> str:
     if notice.dropped_at is not None:
         return f"given up {_instant(notice.dropped_at)}: {notice.drop_reason}, {attempts}"
     return f"due {_instant(notice.due_at)}, {attempts}"
+
+
+@contextmanager
+def _cache(engine: Engine, settings: Settings) -> Iterator[Cache]:
+    cache = Cache(settings, engine)
+    try:
+        yield cache
+    finally:
+        cache.stop()
 
 
 def _staff(connection: Connection, settings: Settings, login: str) -> UUID:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import hashlib
 import hmac
 import json
 from collections.abc import Mapping, Sequence
@@ -91,8 +90,14 @@ def _document(query: PageQuery) -> dict[str, Any]:
 
 
 def field(name: str, query: PageQuery, after: Any) -> str:
-    """The field of a list's page: short, whatever was searched for."""
-    return f"{name}:{hashlib.blake2b(as_json({'query': _document(query), 'after': after}), digest_size=12).hexdigest()}"
+    """The field of a list's page: all that `asked` needs to fill it again."""
+    return f"{name}:{as_json({'query': _document(query), 'after': after}).decode()}"
+
+
+def asked(kind: type[Query], name: str) -> tuple[Query, Any]:
+    """The query that the field of a list's page answers, and where its page begins."""
+    document = json.loads(name[name.index("{") :])
+    return _restored(kind, document["query"]), document["after"]
 
 
 def resolved(settings: Settings, query: Query, owner_id: UUID | None = None) -> tuple[Query, Any]:
@@ -107,10 +112,14 @@ def resolved(settings: Settings, query: Query, owner_id: UUID | None = None) -> 
     if not hmac.compare_digest(signature, _signature(settings, query, owner_id, content)):
         raise Invalid({"cursor": ["Cursor inválido. / Not a cursor of this list."]})
     document = json.loads(content)
-    for name in _INSTANTS:
-        if name in document["query"]:
-            document["query"][name] = datetime.fromisoformat(document["query"][name])
-    return type(query)(**document["query"]), document["after"]
+    return _restored(type(query), document["query"]), document["after"]
+
+
+def _restored(kind: type[Query], document: Mapping[str, Any]) -> Query:
+    values: dict[str, Any] = {
+        name: datetime.fromisoformat(value) if name in _INSTANTS else value for name, value in document.items()
+    }
+    return kind(**values)
 
 
 def _signature(settings: Settings, query: PageQuery, owner_id: UUID | None, content: bytes) -> bytes:

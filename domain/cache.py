@@ -46,9 +46,13 @@ MOST_FIELDS = 999
 ANSWER: Final = "answer"  # the one field of a command's scope
 DECIDED: Final = "decided"  # the broker's channel on which decided commands are told to those who wait
 
+LEASE: Final = "lease"  # the field of each scope that is no projection
+
 _LEAST_SECONDS = 0.02  # whoever has spent the budget may still take an answer that comes at once
 _FLIGHT_SECONDS = 15.0
 _CONNECTIONS = 64  # to one server
+_BATCH_LOOKS = 50  # for the end of a batch: longer than the relay takes to finish what a crash left
+_BATCH_PAUSE = 0.2
 
 Wanted = tuple[str, str]  # a scope and a field of it
 
@@ -312,6 +316,68 @@ class Cache:
         with self._reads.connect() as connection:
             return connection.execute(_HEAL, {"epoch": row.epoch}).rowcount == 1
 
+    def rebuild(self, fill: Callable[[Connection, str, str], Filled | None]) -> Iterator[tuple[Wanted, bool]]:
+        """Fill again all that is cached and in time; each projection, and whether it was cached as it should be.
+
+        Where one was not, its scope is invalidated, so that the next reader fills it. What a batch changes meanwhile is not
+        wrong, and its end is waited for. Raises Unavailable if the cache is out of use or silent, or a batch does not end.
+        """
+        with self._reads.connect() as connection:
+            row = connection.execute(_CACHE_ROW).one()
+            if not row.in_use:
+                raise Unavailable(retry_after=round(MARK_SECONDS))
+            prefix = f"{row.epoch}:"
+            for scope in [key.removeprefix(prefix) for key in self._keys(prefix)]:
+                fields = self._fields(prefix + scope)
+                found = {
+                    name: self._is_right(connection, prefix, (scope, name), fields, fill(connection, scope, name))
+                    for name, value in sorted(fields.items())
+                    if name != LEASE and self._fresh(value) is not None
+                }
+                if not all(found.values()):
+                    self._insist(("UNLINK", prefix + scope))
+                for name, right in found.items():
+                    yield (scope, name), right
+
+    def _is_right(
+        self, connection: Connection, prefix: str, wanted: Wanted, fields: Mapping[str, bytes], filled: Filled | None
+    ) -> bool:
+        scope, name = wanted
+        cached = _unpacked(fields[name])
+        if filled is not None and (filled.body, filled.readers) == (cached.body, cached.readers):
+            return True
+        self._await_batches(connection, scope)
+        now = self._fields(prefix + scope)
+        # Whatever was committed before the fill is invalidated by now, unless that was forgotten.
+        stayed = all(now.get(each) == fields.get(each) for each in (name, LEASE))
+        return not stayed or self._fresh(fields[name]) is None
+
+    def _await_batches(self, connection: Connection, scope: str) -> None:
+        for _ in range(_BATCH_LOOKS):
+            if not connection.execute(_TOUCHING, {"scope": scope}).scalar_one():
+                return
+            time.sleep(_BATCH_PAUSE)
+        raise Unavailable(retry_after=1)
+
+    def _keys(self, prefix: str) -> list[str]:
+        keys: set[str] = set()
+        cursor = b"0"
+        while True:
+            cursor, found = self._insist(("SCAN", cursor, "MATCH", f"{prefix}*", "COUNT", 1000))
+            keys.update(key.decode() for key in found)
+            if cursor == b"0":
+                return sorted(keys)
+
+    def _fields(self, key: str) -> dict[str, bytes]:
+        flat = self._insist(("HGETALL", key))
+        return {name.decode(): value for name, value in zip(flat[::2], flat[1::2], strict=True)}
+
+    def _insist(self, command: tuple[Any, ...]) -> Any:
+        try:
+            return self._server.insist([command], FINISH_SECONDS)[0]
+        except (RedisError, OSError):
+            raise Unavailable(retry_after=1) from None
+
     def _make_known(self, scopes: Sequence[str], answers: Mapping[UUID, Filled]) -> None:
         with self._reads.connect() as connection:  # after the commit: a mark that came before is seen
             row = connection.execute(_CACHE_ROW).one()
@@ -429,6 +495,7 @@ _FINISHED = text(
     "update batches set finished_at = clock_timestamp() where id = any(cast(:ids as uuid[])) and finished_at is null"
 )
 _UNFINISHED = text("select scopes from batches where id = :id and finished_at is null")
+_TOUCHING = text("select exists (select from batches where finished_at is null and :scope = any(scopes))")
 _LEFT_OVER = text(
     "select id, scopes from batches where finished_at is null and created_at < clock_timestamp() - interval '5 seconds'"
     " order by created_at limit 100 for update skip locked"

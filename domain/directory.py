@@ -13,7 +13,7 @@ from zoneinfo import ZoneInfo
 
 from sqlalchemy import ColumnElement, Connection, FromClause, Row, and_, exists, func, literal, or_, select, text, true, tuple_
 
-from domain.answers import COUNTED, NOW, PageQuery, Rows, as_json, field, instant, money, paged, resolved, turned
+from domain.answers import COUNTED, NOW, PageQuery, Rows, as_json, asked, field, instant, money, paged, resolved, turned
 from domain.cache import Answer, Cache, Filled, Wanted
 from domain.errors import Invalid
 from domain.identifiers import Crm, Malformed, name_key
@@ -80,6 +80,19 @@ def search(cache: Cache, query: SearchQuery) -> Answer:
     rest = {"page": query.page, "page_size": query.page_size, **page}
     body = b'{"items":[' + b",".join(card.body for card in cards) + b"]," + as_json(rest)[1:]
     return replace(Answer.of(Filled(body)), degraded=listed.degraded or any(card.degraded for card in cards))
+
+
+def refill(connection: Connection, cache: Cache, scope: str, name: str) -> Filled | None:
+    """What belongs in a field of a doctor's scope, or of one of the directory's."""
+    what, _, rest = name.partition(":")
+    if what == "search":
+        query, after = asked(SearchQuery, rest)
+        return _search(connection, cache, query, after, scope == "directory-free")
+    doctor_id = UUID(scope.removeprefix("doctor:"))
+    if what == "agenda":
+        from_, _, days = rest.partition(":")
+        return _agenda(connection, cache, doctor_id, date.fromisoformat(from_) if from_ else None, int(days))
+    return _doctors(connection, cache, [doctor_id], bio=what == "doctor")[0]
 
 
 # The booking window, by the database's clock: a slot may be booked if it starts no sooner and no later than this.

@@ -68,6 +68,14 @@ def feed(cache: Cache, token: str) -> Answer:
     return replace(answer, degraded=answer.degraded or whose.degraded)
 
 
+def refill(connection: Connection, cache: Cache, scope: str, name: str) -> Filled | None:
+    """What belongs in a calendar link's scope, or in the field `calendar` of a person's."""
+    _, _, owner = scope.partition(":")
+    if name == "whose":
+        return _whose(connection, bytes.fromhex(owner))
+    return _feed(connection, cache.settings, UUID(owner))
+
+
 def _scope(token_hash: bytes) -> str:
     return f"calendar-link:{token_hash.hex()}"
 

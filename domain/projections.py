@@ -13,7 +13,7 @@ from sqlalchemy import Connection, Row, func, literal, select, text, tuple_
 from sqlalchemy.dialects.postgresql import aggregate_order_by
 
 from domain import audit, inbox, privacy
-from domain.answers import COUNTED, NOW, PageQuery, Rows, as_json, field, given, instant, money, paged, resolved, turned
+from domain.answers import COUNTED, NOW, PageQuery, Rows, as_json, asked, field, given, instant, money, paged, resolved, turned
 from domain.cache import ANSWER, Answer, Cache, Filled
 from domain.directory import DOCTOR_COLUMNS, doctor_named
 from domain.model import AppointmentRecord, DoctorRecord, HistoryRecord, Person, PersonKey
@@ -49,7 +49,7 @@ def appointment(cache: Cache, appointment_id: UUID, reader_id: UUID, role: Role)
     return cache.read(
         f"appointment:{appointment_id}",
         _reader_field("appointment", cache, reader_id, role),
-        lambda connection: _appointment(connection, cache, appointment_id, reader_id, role),
+        lambda connection: _appointment(connection, cache, appointment_id, role),
         reader=reader_id,
     )
 
@@ -69,6 +69,23 @@ def availability(cache: Cache, doctor_id: UUID) -> Answer:
         lambda connection: _availability(connection, cache, doctor_id),
         reader=doctor_id,
     )
+
+
+def refill(connection: Connection, cache: Cache, scope: str, name: str) -> Filled | None:
+    """What belongs in a field of an appointment's, a command's or a person's scope. A doctor's fields name their reader."""
+    kind, _, owner = scope.partition(":")
+    what, _, rest = name.partition(":")
+    role = Role.DOCTOR if rest and not rest.startswith("{") else Role.PATIENT
+    match kind, what:
+        case "appointment", "appointment":
+            return _appointment(connection, cache, UUID(owner), role)
+        case "command", _:
+            return _command(connection, cache, UUID(owner))
+        case "person", "appointments":
+            return _appointments(connection, cache, UUID(owner), role, *asked(AppointmentQuery, rest))
+        case "person", "availability":
+            return _availability(connection, cache, UUID(owner))
+    return None
 
 
 def command_body(row: Row[Any]) -> dict[str, Any]:
@@ -181,7 +198,7 @@ def _appointments(
     return _private(cache, as_json(body), person_id, role, {row.patient_id for row in page}, fresh_until)
 
 
-def _appointment(connection: Connection, cache: Cache, appointment_id: UUID, reader_id: UUID, role: Role) -> Filled | None:
+def _appointment(connection: Connection, cache: Cache, appointment_id: UUID, role: Role) -> Filled | None:
     wanted = _APPOINTMENT.add_columns(AppointmentRecord.notes, _HISTORY).where(AppointmentRecord.id == appointment_id)
     row = connection.execute(wanted).one_or_none()
     if row is None:
