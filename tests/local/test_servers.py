@@ -22,7 +22,7 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from local import servers
-from local.servers import Broker, Cache, Postgres, Server, ServerError, free_port
+from local.servers import Broker, Cache, Postgres, Replica, Server, ServerError, free_port
 
 AnyServer = TypeVar("AnyServer", bound=Server)
 
@@ -135,6 +135,48 @@ def test_postgres_logs_no_values_of_a_failed_statement(own_postgres: Postgres):
     own_postgres.stop()
     assert "duplicate key" in own_postgres.log.read_text()
     assert "52998224725" not in own_postgres.log.read_text()
+
+
+def test_a_replica_shows_what_its_primary_does_but_for_a_pause_and_outlasts_a_crash_of_either(
+    own_postgres: Postgres, started: Start, tmp_path: Path
+):
+    value(own_postgres.migration_url, "create table kept (n int)")
+    replica = started(Replica(tmp_path / "replica", own_postgres))
+
+    def seen() -> object:
+        return value(replica.migration_url, "select coalesce(max(n), 0) from kept")
+
+    def comes(n: int) -> bool:
+        deadline = time.monotonic() + 10
+        while seen() != n and time.monotonic() < deadline:
+            time.sleep(0.02)
+        return seen() == n
+
+    value(own_postgres.migration_url, "insert into kept values (1)")
+    assert comes(1)
+    replica.pause()
+    value(own_postgres.migration_url, "insert into kept values (2)")
+    time.sleep(0.2)
+    assert seen() == 1
+    replica.resume()
+    assert comes(2)
+    own_postgres.kill()
+    own_postgres.start()
+    value(own_postgres.migration_url, "insert into kept values (3)")
+    assert comes(3)
+    replica.kill()
+    value(own_postgres.migration_url, "insert into kept values (4)")
+    replica.start()
+    assert comes(4)
+    with pytest.raises(psycopg2.errors.ReadOnlySqlTransaction):
+        value(replica.migration_url, "insert into kept values (5)")
+
+
+def test_a_replica_of_nothing_says_why_it_could_not_start(own_postgres: Postgres, tmp_path: Path):
+    own_postgres.kill()
+    with pytest.raises(ServerError, match="could not copy its primary: ") as caught:
+        Replica(tmp_path / "replica", own_postgres).start()
+    assert "\n" not in str(caught.value)
 
 
 def test_the_broker_keeps_what_a_kill_interrupts_and_evicts_nothing(started: Start, tmp_path: Path):
