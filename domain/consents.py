@@ -81,6 +81,8 @@ def give(connection: Connection, person_id: UUID, kind: str) -> Consent:
 
 def withdraw(connection: Connection, person_id: UUID, kind: str) -> None:
     """Let a patient no longer agree, from now on. Raises NotFound where there is nothing to withdraw."""
+    if "\0" in kind:  # no text in Postgres can hold it
+        raise NotFound
     withdrawn = connection.execute(
         text(
             "update consents set withdrawn_at = clock_timestamp()"

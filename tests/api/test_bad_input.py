@@ -13,6 +13,7 @@ import pytest
 from flask import Flask
 from werkzeug.test import TestResponse
 
+from domain.consents import OFFERS, TERMS
 from tests.api.clinic import API, REASON, Clinic
 from tests.api.test_openapi import operations, who_may
 from tests.factories import PASSWORD, Someone, cpf, doctor_body, patient_body
@@ -96,6 +97,10 @@ GOOD = {
     "POST /me/calendar-link": Good({}),
     "DELETE /me/calendar-link": Good({}),
     "POST /notices/{notice_id}/read": Good({}),
+    "POST /me/consents": Good({"kind": TERMS, "version": OFFERS[TERMS].version}),
+    "DELETE /me/consents/{kind}": Good({}),
+    "POST /me/erasure": Good({"password": PASSWORD, "confirm": True}),
+    "PUT /staff/patients/{patient_id}/cpf": Good({"cpf": cpf(), "reason": "Estava trocado no cadastro"}),
 }
 
 NO_TEXT = [None, 1, -1, 1.5, 2**64, -(2**64), 10**400, True, [], {}, ["a"]]
