@@ -17,7 +17,7 @@ from uuid import UUID
 from sqlalchemy import Connection, Engine, Row
 from uuid_utils.compat import uuid7
 
-from domain import database, identity, lives, logs, notices
+from domain import database, identity, lives, logs, noticeboard, notices
 from domain.cache import Cache, changing
 from domain.errors import HealthMedError, Invalid, NotFound
 from domain.identifiers import Malformed, parse_crm
@@ -27,6 +27,7 @@ from domain.rebuilding import rebuild
 from domain.schedule import Role
 from domain.settings import Settings, SettingsError, current
 
+LISTED = 100  # notices at most
 DECISIONS = {"verify": "verified", "reject": "rejected", "suspend": "suspended"}
 
 
@@ -81,6 +82,11 @@ def _parser() -> argparse.ArgumentParser:
     telling.add_argument("id", type=UUID)
     telling.set_defaults(do=_tell_life)
 
+    listing = commands.add_parser("notices", help="list the notices that mail could not bring; who looks is written down")
+    listing.add_argument("--state", choices=noticeboard.STATES, default="undeliverable")
+    listing.add_argument("--by", required=True, metavar="LOGIN", help="the staff account that looks")
+    listing.set_defaults(do=_list_notices)
+
     sending = commands.add_parser("resend", help="have a notice mailed again")
     sending.add_argument("id", type=UUID, help="the notice, as `command` and GET /staff/notices name it")
     sending.set_defaults(do=_resend)
@@ -114,6 +120,17 @@ def _tell_life(asked: argparse.Namespace, engine: Engine, settings: Settings) ->
     with engine.connect() as connection:
         told = lives.life(connection, asked.id)
     return _say(*(f"{name:<12}{what}" for name, what in _lines(told)))
+
+
+def _list_notices(asked: argparse.Namespace, engine: Engine, settings: Settings) -> int:
+    with engine.begin() as connection:
+        staff_id = _staff(connection, settings, asked.by)
+        items, total = noticeboard.troubled(connection, settings, staff_id, asked.state, limit=LISTED, offset=0)
+    for each in items:
+        person = each["person"]
+        whom = f"{person['role']} {person['id']} {person['name']} <{person['email']}>"
+        _say(f"{each['id']} {each['kind']} to {whom}: due {_instant(each['due_at'])}, {each.get('reason', 'tried again')}")
+    return _say(f"{total} {asked.state}{f', the newest {LISTED} shown' if total > LISTED else ''}")
 
 
 def _resend(asked: argparse.Namespace, engine: Engine, settings: Settings) -> int:

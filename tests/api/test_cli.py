@@ -195,6 +195,20 @@ def test_a_notice_that_waits_is_only_hurried(clinic: Clinic, run: Run) -> None:
     assert clinic.all("select next_try_at <= now() from notices") == [True]
 
 
+def test_notices_that_no_mail_could_bring_are_listed_to_whoever_says_who_looks(clinic: Clinic, run: Run) -> None:
+    doctor, patient, staff = clinic.accounts.doctor(), clinic.accounts.patient(), clinic.accounts.staff()
+    clinic.book(patient, clinic.slot(doctor))
+    assert run("notices", "--by", staff.login) == (0, "0 undeliverable\n")
+    clinic.change("update notices set dropped_at = now(), drop_reason = 'address_refused', attempts = 30")
+    (notice_id,) = clinic.all("select id from notices")
+    code, said = run("notices", "--by", staff.login)
+    assert (code, said.count("\n")) == (0, 2)
+    assert said.startswith(f"{notice_id} requested to doctor {doctor.id} Bruno Lima <")
+    assert clinic.all("select actor_id from audit where subject_id = :id and action = 'read'", id=doctor.id) == [staff.id]
+    assert run("notices", "--state", "delayed", "--by", staff.login) == (0, "0 delayed\n")
+    assert run("notices", "--by", patient.login)[0] == 1
+
+
 def test_what_cannot_be_mailed_again_is_told(clinic: Clinic, run: Run) -> None:
     doctor, patient = clinic.accounts.doctor(), clinic.accounts.patient()
     appointment_id = clinic.book(patient, clinic.slot(doctor, rows.tomorrow(72)))
