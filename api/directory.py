@@ -34,7 +34,7 @@ class DoctorQuery(PageQuery):
     available_from = Instant()
     available_until = Instant()
     sort = Choice(["name", "price", "next_slot"], load_default="name")
-    cursor = Text(most=3000)
+    cursor = Text(most=4000)
 
     @validates("q")
     def _readable(self, value: str, **_: Any) -> None:

@@ -184,7 +184,7 @@ class Several(_Field, fields.List):
     """Some of a few words, in a query: the name repeated, the words separated by commas, or both; read into a tuple."""
 
     def __init__(self, choices: Iterable[str], **options: Any) -> None:
-        super().__init__(Text(most=1000), **options)
+        super().__init__(Text(least=0, most=2000), **options)  # all specialties at once are some 1,200 characters
         self._word = Choice(choices)
 
     def _deserialize(self, value: Any, attr: Any, data: Any, **options: Any) -> tuple[str, ...]:  # type: ignore[override]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from datetime import datetime, timedelta
 from typing import Any
+from urllib.parse import quote
 from uuid import UUID
 from zoneinfo import ZoneInfo
 
@@ -14,6 +15,7 @@ from uuid_utils.compat import uuid7
 
 from domain.identifiers import Crm
 from domain.identity import RegisteredSpecialty
+from domain.specialties import SPECIALTIES
 from tests import rows
 from tests.api.clinic import Clinic
 
@@ -139,6 +141,7 @@ def test_doctors_are_found_by_specialty_name_state_and_price(clinic: Clinic) -> 
     assert found("specialty=cardiologia") == {ana}
     assert found("specialty=cardiologia,dermatologia") == {ana, beto}
     assert found("specialty=dermatologia&specialty=clinico-geral") == {beto, caio}
+    assert found("specialty=") == {ana, beto, caio}
     assert found("q=conceicao") == {ana}
     assert found("q=ARAUJO") == {beto}
     assert found("q=un") == {caio}
@@ -184,6 +187,13 @@ def test_pages_and_cursors_neither_skip_nor_repeat(clinic: Clinic, sort: str) ->
     assert by_page == by_cursor
     assert set(by_page) == doctors
     assert len(by_page) == 5
+
+
+def test_the_longest_search_has_a_next_page_too(clinic: Clinic) -> None:
+    doctors = {clinic.accounts.doctor(name="漢" * 190).id for _ in range(2)}
+    page = clinic.get(f"/doctors?page_size=1&specialty={','.join(SPECIALTIES)}&q={quote('漢' * 100)}")
+    following = clinic.get(f"/doctors?cursor={page.json['next']}")
+    assert {*ids(page), *ids(following)} == doctors
 
 
 @pytest.mark.parametrize(
