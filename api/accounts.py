@@ -285,10 +285,11 @@ def decide_verification(body: dict[str, Any], doctor_id: UUID) -> dict[str, Any]
 def list_doctors(query: dict[str, Any]) -> dict[str, Any]:
     """Ver os médicos e sua situação. / The doctors with their status, for verification."""
     page, page_size = query["page"], query["page_size"]
-    with services().reads.connect() as connection:
-        items, total = identity.doctors_for_staff(
+    items, total = services().cache.look_up(
+        lambda connection: identity.doctors_for_staff(
             connection, status=query.get("status"), q=query.get("q"), page=page, page_size=page_size
         )
+    )
     return {"items": items, "page": page, "page_size": page_size, "total": total}
 
 

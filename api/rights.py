@@ -110,9 +110,9 @@ class AccessLog(Answer):
 def export() -> Response:
     """Levar os próprios dados. / Everything held about the person, by table (LGPD, art. 18)."""
     use, caller = services(), current()
-    with use.reads.connect() as connection:
+    with use.engine.begin() as connection:
         audit.record(connection, caller.id, caller.id, caller.role, "exported")
-        held = personal.export(connection, use.settings, caller.id)
+    held = use.cache.look_up(lambda connection: personal.export(connection, use.settings, caller.id))
     answer = Response(json.dumps(held, ensure_ascii=False), content_type="application/json")
     answer.headers["Content-Disposition"] = 'attachment; filename="healthmed.json"'
     return answer
@@ -174,9 +174,10 @@ def erase(body: dict[str, Any]) -> Erase:
 @blp.response(200, AccessLog)
 def list_accesses(query: dict[str, Any]) -> dict[str, Any]:
     """Ver quem viu ou mudou os próprios dados. / Who read or changed one's data, and when."""
-    page, page_size = query["page"], query["page_size"]
-    with services().reads.connect() as connection:
-        items, total = personal.accesses(connection, current().id, limit=page_size, offset=(page - 1) * page_size)
+    page, page_size, person_id = query["page"], query["page_size"], current().id
+    items, total = services().cache.look_up(
+        lambda connection: personal.accesses(connection, person_id, limit=page_size, offset=(page - 1) * page_size)
+    )
     return {"items": items, "page": page, "page_size": page_size, "total": total}
 
 

@@ -13,7 +13,7 @@ import redis
 
 from domain import migrations
 from domain.settings import Settings, load
-from local.servers import Broker, Cache, Postgres, Server
+from local.servers import Broker, Cache, Postgres, Replica, Server
 
 AnyServer = TypeVar("AnyServer", bound=Server)
 
@@ -50,6 +50,13 @@ def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Postgres]:
     options = {"fsync": "off", "full_page_writes": "off", "max_connections": "300"}
     with _running(Postgres(tmp_path_factory.mktemp("postgres"), options=options)) as server:
         migrations.upgrade(server.migration_url.replace("postgresql:", "postgresql+psycopg2:"), app_url=server.url)
+        yield server
+
+
+@pytest.fixture(scope="session")
+def replica(postgres: Postgres, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Replica]:
+    """A replica that follows it."""
+    with _running(Replica(tmp_path_factory.mktemp("replica"), postgres)) as server:
         yield server
 
 
@@ -95,6 +102,9 @@ def start_clean(request: pytest.FixtureRequest) -> None:
     if "postgres" in request.fixturenames:
         _ready(request.getfixturevalue("postgres"))
         _empty(request.getfixturevalue("postgres"))
+    if "replica" in request.fixturenames:
+        _ready(request.getfixturevalue("replica"))
+        request.getfixturevalue("replica").resume()
     for name in ("broker", "cache_server"):
         if name in request.fixturenames:
             server = request.getfixturevalue(name)

@@ -6,14 +6,12 @@ import json
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import psycopg2
 import pytest
 from psycopg2.extensions import set_wait_callback
 from sqlalchemy import Connection, Engine, text
@@ -28,64 +26,20 @@ from domain.lanes import Drainer
 from domain.settings import Settings
 from local.servers import Broker, Postgres, Replica
 from local.servers import Cache as CacheServer
+from tests.replicas import catch_up, follows, until, value
 from tests.rows import add_doctor, add_person, add_slot, send, tomorrow
 
 SECONDS = 3.0  # of writing, reading, pausing and resuming at once
 
 
-@pytest.fixture(scope="module")
-def replica(postgres: Postgres, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Replica]:
-    """A replica of the tests' PostgreSQL."""
-    server = Replica(tmp_path_factory.mktemp("replica"), postgres)
-    server.start()
-    yield server
-    server.stop()
-
-
-def follows(settings: Settings, replica: Replica) -> Settings:
-    """Settings with a replica to read from."""
-    return replace(settings, database_replica_url=replica.url.replace("postgresql:", "postgresql+psycopg2:"))
-
-
 @pytest.fixture
 def cache(settings: Settings, engine: Engine, cache_server: CacheServer, broker: Broker, replica: Replica) -> Iterator[Cache]:
     """The cache of a process that may read a replica, which runs and has caught up."""
-    if not replica.running:
-        replica.start()
-    replica.resume()
     cache = Cache(follows(settings, replica), engine)
     cache.start()
     catch_up(engine, replica)
     yield cache
     cache.stop()
-    replica.thaw()
-
-
-def value(url: str, query: str) -> Any:
-    """The one value that a query of one's own connection finds."""
-    connection = psycopg2.connect(url)
-    connection.autocommit = True
-    try:
-        with connection.cursor() as cursor:
-            cursor.execute(query)
-            return cursor.fetchone()[0] if cursor.description else None
-    finally:
-        connection.close()
-
-
-def until(condition: Callable[[], object], seconds: float = 10.0) -> None:
-    """Wait until something has come about."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not come about in time"
-        time.sleep(0.01)
-
-
-def catch_up(engine: Engine, replica: Replica) -> None:
-    """Wait until the replica holds all that the primary holds."""
-    with engine.connect() as connection:
-        position = connection.execute(text("select pg_current_wal_lsn()")).scalar_one()
-    until(lambda: value(replica.url, f"select pg_last_wal_replay_lsn() >= '{position}'"))
 
 
 def answering(cache: Cache) -> int:
