@@ -184,7 +184,7 @@ def _lines(told: Life) -> Iterator[tuple[str, str]]:
 def _fate(notice: Row[Any]) -> str:
     attempts = f"{notice.attempts} attempt{'s' if notice.attempts != 1 else ''}"
     if notice.sent_at is not None:
-        return f"sent {_instant(notice.sent_at)} at the {attempts}"
+        return f"sent {_instant(notice.sent_at)}, {attempts}"
     if notice.dropped_at is not None:
         return f"given up {_instant(notice.dropped_at)}: {notice.drop_reason}, {attempts}"
     return f"due {_instant(notice.due_at)}, {attempts}"

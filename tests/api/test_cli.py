@@ -133,7 +133,7 @@ def test_a_commands_life_is_told_from_the_request_to_the_mails(clinic: Clinic, r
     clinic.change("update notices set sent_at = now(), attempts = 1 where kind = 'accepted' and person_id = :id", id=patient.id)
     clinic.change("update notices set dropped_at = now(), drop_reason = 'too_late' where kind = 'reminder'")
     said = run("command", accept["id"])[1]
-    assert re.search(rf"^notified +accepted to patient {patient.id}: sent \S+Z at the 1 attempt", said, re.M)
+    assert re.search(rf"^notified +accepted to patient {patient.id}: sent \S+Z, 1 attempt ", said, re.M)
     assert len(re.findall(r"^notified +reminder to \S+ \S+: given up \S+Z: too_late", said, re.M)) == 4
     assert len(re.findall("^notified", said, re.M)) == 6
 
