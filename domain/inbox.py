@@ -14,7 +14,7 @@ from uuid import UUID
 from sqlalchemy import Connection, Row, text
 from uuid_utils.compat import uuid7
 
-from domain import privacy
+from domain import personal, privacy
 from domain.availability import Availability, Rule
 from domain.commands import (
     Accept,
@@ -347,10 +347,9 @@ def _sealed(
 ) -> bytes | None:
     if not secret:
         return None
-    wrapped = connection.execute(text("select wrapped from person_keys where person_id = :id"), {"id": sender_id}).scalar()
-    if wrapped is None:  # erased meanwhile: whatever they wrote, the command is rejected before it is read
+    key = personal.key_of(connection, settings, sender_id)
+    if key is None:  # erased meanwhile: whatever they wrote, the command is rejected before it is read
         return None
-    key = privacy.unwrap(settings.data_keys, sender_id, bytes(wrapped))
     return privacy.seal(key, json.dumps(secret), context=SECRET, row_id=command_id)
 
 

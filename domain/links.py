@@ -9,7 +9,7 @@ from uuid import UUID
 from sqlalchemy import Connection, text
 from uuid_utils.compat import uuid7
 
-from domain import notices, privacy, tokens
+from domain import notices, personal, privacy, tokens
 from domain.errors import Invalid
 from domain.notices import LINK_LIFE, Kind
 from domain.settings import Settings
@@ -48,9 +48,7 @@ def send(
     For a person without a key, whom nobody can write to, it does the same work.
     """
     token, token_hash = tokens.new_link_token()
-    wrapped = connection.execute(text("select wrapped from person_keys where person_id = :id"), {"id": person_id}).scalar()
-    known = wrapped and privacy.unwrap(settings.data_keys, person_id, bytes(wrapped))
-    key = known or privacy.new_data_key(settings.data_keys, person_id)[0]
+    key = personal.key_of(connection, settings, person_id) or privacy.new_data_key(settings.data_keys, person_id)[0]
     link_id = uuid7()
     connection.execute(
         text(

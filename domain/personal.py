@@ -168,15 +168,23 @@ HOLDINGS: Final[Mapping[str, Holding]] = MappingProxyType(
 )
 
 
+def key_of(connection: Connection, settings: Settings, person_id: UUID, *, held: bool = False) -> bytes | None:
+    """A person's data key; None of one who was erased. While the transaction lasts a `held` one can't be destroyed."""
+    lock = "for key share" if held else ""
+    wrapped = connection.execute(
+        text(f"select wrapped from person_keys where person_id = :person {lock}"), {"person": person_id}
+    ).scalar_one_or_none()
+    return None if wrapped is None else privacy.unwrap(settings.data_keys, person_id, bytes(wrapped))
+
+
 def export(connection: Connection, settings: Settings, person_id: UUID) -> dict[str, list[dict[str, Any]]]:
     """Everything held about a person, by table, with what is sealed under their key opened. Raises NotFound.
 
     What a doctor wrote about patients stands in the patients' records, and is told to those.
     """
-    wrapped = connection.execute(text("select wrapped from person_keys where person_id = :id"), {"id": person_id}).scalar()
-    if wrapped is None:
+    key = key_of(connection, settings, person_id)
+    if key is None:
         raise NotFound
-    key = privacy.unwrap(settings.data_keys, person_id, bytes(wrapped))
     return {
         table: list(_told(connection, table, holding, person_id, key))
         for table, holding in HOLDINGS.items()

@@ -13,8 +13,8 @@ from uuid import UUID
 import pyotp
 from sqlalchemy import Connection, Row, text
 
-from domain import privacy
-from domain.errors import Conflict, NotAuthenticated
+from domain import personal, privacy
+from domain.errors import Conflict, NotAuthenticated, NotFound
 from domain.settings import Settings
 
 ISSUER: Final = "Health&Med"
@@ -59,10 +59,14 @@ class Enrolment:
 
 
 def enrol(connection: Connection, settings: Settings, person_id: UUID, name: str) -> Enrolment:
-    """Make a secret for somebody's app, where they go by `name`; one that was never confirmed is replaced. Raises AlreadyOn."""
+    """Make a secret for somebody's app, where they go by `name`; one that was never confirmed is replaced.
+
+    Raises AlreadyOn, and NotFound for somebody who was erased.
+    """
     secret = pyotp.random_base32()
-    wrapped = connection.execute(text("select wrapped from person_keys where person_id = :id"), {"id": person_id}).scalar_one()
-    key = privacy.unwrap(settings.data_keys, person_id, bytes(wrapped))
+    key = personal.key_of(connection, settings, person_id)
+    if key is None:
+        raise NotFound
     stored = connection.execute(
         text(
             """

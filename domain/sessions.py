@@ -13,7 +13,7 @@ import structlog
 from sqlalchemy import Connection, Engine, text
 from uuid_utils.compat import uuid7
 
-from domain import privacy, tokens
+from domain import personal, privacy, tokens
 from domain.cache import Cache, Change, Filled, changing
 from domain.errors import NotAuthenticated, NotFound
 from domain.schedule import Role
@@ -56,10 +56,9 @@ class OpenSession:
 def open_session(connection: Connection, settings: Settings, person_id: UUID, role: Role, origin: Origin) -> Pair:
     """Start a session for somebody who has proved who they are; returns its first tokens. Raises NotAuthenticated."""
     session_id, refresh_id = uuid7(), uuid7()
-    wrapped = connection.execute(text("select wrapped from person_keys where person_id = :id"), {"id": person_id}).scalar()
-    if wrapped is None:  # erased since the password was read
+    key = personal.key_of(connection, settings, person_id, held=True)
+    if key is None:  # erased since the password was read
         raise NotAuthenticated
-    key = privacy.unwrap(settings.data_keys, person_id, bytes(wrapped))
     told = json.dumps({"address": origin.address, "agent": origin.agent[:200]})
     row = connection.execute(
         text(
