@@ -115,3 +115,9 @@ def test_a_certificate_may_stand_for_a_password() -> None:
 def test_settings_show_no_secret_when_printed() -> None:
     shown = repr(load(ENOUGH))
     assert not any(value in shown for value in ENOUGH.values())
+
+
+def test_what_was_given_makes_the_same_settings_elsewhere() -> None:
+    loaded = load({**ENOUGH, "BOOKING_HORIZON_DAYS": " 30 ", "HOME": "/root", "LOG_LEVEL": ""})
+    assert loaded.given.keys() == {*ENOUGH, "BOOKING_HORIZON_DAYS"}
+    assert load(loaded.given) == loaded

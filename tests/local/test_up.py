@@ -135,7 +135,8 @@ def fetch(url: str, login: str | None = None) -> int | None:
 
 def test_the_demonstration_says_who_can_log_in_and_where_everything_is(up: Up):
     demo = up.demo
-    assert stat.S_IMODE((up.state / "demo.json").stat().st_mode) == 0o600
+    for secret in ("demo.json", "settings.json", "secrets.json"):
+        assert stat.S_IMODE((up.state / secret).stat().st_mode) == 0o600
     assert set(demo) == {"base_url", "staff", "doctors", "patients", "services"}
     assert demo["base_url"] == up.base
     assert {"login", "password"} <= set(demo["staff"][0])
