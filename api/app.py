@@ -151,7 +151,7 @@ def _frame(app: Flask, settings: Settings) -> None:
         headers["X-Request-ID"] = request_id()
         headers["X-Content-Type-Options"] = "nosniff"
         headers["Referrer-Policy"] = "no-referrer"
-        headers.setdefault("Content-Security-Policy", "default-src 'none'; frame-ancestors 'none'")
+        headers.setdefault("Content-Security-Policy", "default-src 'none'; base-uri 'none'; frame-ancestors 'none'")
         headers.setdefault("Cache-Control", "no-store")
         if not settings.local_stack:
             headers["Strict-Transport-Security"] = HSTS
@@ -163,6 +163,7 @@ def _frame(app: Flask, settings: Settings) -> None:
             method=request.method,
             route=request.url_rule.rule if request.url_rule else None,
             status=answer.status_code,
+            session_id=g.get("session_id"),
             milliseconds=round((perf_counter() - g.began) * 1000, 1) if "began" in g else None,
         )
         return answer

@@ -98,6 +98,7 @@ def _admit() -> None:
     if not stated.roles:
         return
     caller = _caller(refresh=stated.refresh)
+    g.session_id = str(caller.session_id)  # for the log, whatever becomes of the request
     standing = sessions.ALIVE if stated.refresh else _standing(caller.session_id)
     if standing == sessions.ERASED and not stated.erased:
         raise NotAuthenticated

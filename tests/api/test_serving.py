@@ -79,6 +79,17 @@ def test_what_never_became_a_request_is_answered_with_a_problem(port: int, reque
     assert json.loads(body)["status"] == status
 
 
+def test_a_message_of_two_lengths_is_refused(port: int) -> None:
+    lengths = b"Content-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n"
+    with socket.create_connection(("127.0.0.1", port), timeout=5) as client:
+        client.sendall(b"POST /api/v1/patients HTTP/1.1\r\nHost: a\r\n" + lengths + b"GET /healthz HTTP/1.1\r\nHost: a\r\n\r\n")
+        answered = b""
+        while part := client.recv(65536):
+            answered += part
+    assert answered.count(b"HTTP/1.1 ") == 1
+    assert answered.startswith(b"HTTP/1.1 400 ")
+
+
 def test_a_frozen_database_stops_one_request_for_seconds_and_no_other(port: int, postgres: Postgres) -> None:
     log_in = {"login": "nobody@example.com", "password": "whatever it was"}
     assert _ask(port, "POST", "/api/v1/auth/patient", body=log_in)[0] == 401

@@ -39,6 +39,18 @@ def test_nothing_in_a_request_forges_a_line_of_the_log(
         assert "\x1b" not in line
 
 
+def test_a_line_of_the_log_says_in_which_session(clinic: Clinic, capfd: pytest.CaptureFixture[str]) -> None:
+    patient = clinic.accounts.patient()
+    (session_id,) = clinic.all("select id from sessions")
+    capfd.readouterr()
+    clinic.get("/me", patient)
+    clinic.get("/staff/doctors", patient)
+    clinic.get("/me")
+    lines = [json.loads(line) for line in capfd.readouterr().err.splitlines()]
+    told = [(line["status"], line["session_id"]) for line in lines if line.get("route") != "/api/v1/openapi.json"]
+    assert told == [(200, str(session_id)), (403, str(session_id)), (401, None)]
+
+
 @pytest.mark.parametrize("path", sorted({route.path for route in ROUTES if "{" not in route.path}))
 def test_every_answer_is_for_one_reader_and_one_purpose(client: FlaskClient, path: str) -> None:
     for method in ("GET", "POST", "DELETE", "TRACE"):
@@ -46,8 +58,8 @@ def test_every_answer_is_for_one_reader_and_one_purpose(client: FlaskClient, pat
         headers = answer.headers
         assert headers["X-Content-Type-Options"] == "nosniff"
         assert headers["Referrer-Policy"] == "no-referrer"
-        assert "default-src 'none'" in headers["Content-Security-Policy"]
-        assert "frame-ancestors 'none'" in headers["Content-Security-Policy"]
+        policy = headers["Content-Security-Policy"]
+        assert all(f"{each} 'none'" in policy for each in ("default-src", "base-uri", "frame-ancestors"))
         assert not {"Access-Control-Allow-Origin", "Set-Cookie", "X-Powered-By"} & set(headers.keys())
         if headers["Cache-Control"] != "no-store":
             assert answer.status_code in (200, 304)
