@@ -120,4 +120,6 @@ def test_settings_show_no_secret_when_printed() -> None:
 def test_what_was_given_makes_the_same_settings_elsewhere() -> None:
     loaded = load({**ENOUGH, "BOOKING_HORIZON_DAYS": " 30 ", "HOME": "/root", "LOG_LEVEL": ""})
     assert loaded.given.keys() == {*ENOUGH, "BOOKING_HORIZON_DAYS"}
-    assert load(loaded.given) == loaded
+    again = load(loaded.given)
+    assert again.data_keys.keys == loaded.data_keys.keys
+    assert (again.limits, again.given) == (loaded.limits, loaded.given)
