@@ -18,6 +18,7 @@ from domain.errors import TooMany
 from domain.settings import Settings
 
 WITHOUT_SECONDS: Final = 2.0
+_ROUNDED: Final = 0.01  # seconds
 
 Told = TypeVar("Told")
 
@@ -64,7 +65,8 @@ class Attempts:
         standing = self._each(limit, lambda counts, window: counts.get_window_stats(window, limit.name, key))
         ends = [window.reset_time for window in standing if window.remaining < 1]
         if ends:
-            raise TooMany(retry_after=max(1, math.ceil(max(ends) - time.time())))
+            # Whoever waits so long is let through: the broker tells its times a little short.
+            raise TooMany(retry_after=max(1, math.ceil(max(ends) - time.time() + _ROUNDED)))
 
     def count(self, limit: Limit, key: str) -> None:
         """Count one more. Raises TooMany if it exceeds the limit: what it was about is then not to be answered."""

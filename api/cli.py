@@ -17,7 +17,7 @@ from uuid import UUID
 from sqlalchemy import Connection, Engine, Row
 from uuid_utils.compat import uuid7
 
-from domain import database, identity, lives, logs, noticeboard, notices
+from domain import credentials, database, identity, lives, logs, noticeboard, notices
 from domain.cache import Cache, changing
 from domain.errors import HealthMedError, Invalid, NotFound
 from domain.identifiers import Malformed, parse_crm
@@ -78,6 +78,11 @@ def _parser() -> argparse.ArgumentParser:
         deciding.add_argument("--reason", help="what the doctor reads of why")
         deciding.set_defaults(do=_decide_on_doctor, decision=decision)
 
+    helping = commands.add_parser("remove-totp", help="take off the second factor of somebody who lost it and proved who they are")
+    helping.add_argument("login", help="the e-mail address, CPF or CRM")
+    helping.add_argument("--by", required=True, metavar="LOGIN", help="the staff account that answers for it")
+    helping.set_defaults(do=_remove_totp)
+
     telling = commands.add_parser("command", help="tell what became of a command")
     telling.add_argument("id", type=UUID)
     telling.set_defaults(do=_tell_life)
@@ -114,6 +119,17 @@ def _decide_on_doctor(asked: argparse.Namespace, engine: Engine, settings: Setti
     if lane is not None:
         _say("what was open or to come is refused or cancelled within seconds, one command each")
     return 0
+
+
+def _remove_totp(asked: argparse.Namespace, engine: Engine, settings: Settings) -> int:
+    request_id = str(uuid7())
+    with _cache(engine, settings) as cache, changing(engine, cache) as change:
+        staff = Sender(_staff(change.connection, settings, asked.by), Role.STAFF, request_id)
+        person_id = credentials.whose(change.connection, settings, asked.login)
+        if person_id is None:
+            raise NotFound("Não há conta com este login. / There is no account with this log-in.")
+        credentials.take_totp_off(change, person_id, staff)
+    return _say(f"{person_id} logs in by password alone from now on; every session has ended (request {request_id})")
 
 
 def _tell_life(asked: argparse.Namespace, engine: Engine, settings: Settings) -> int:

@@ -13,7 +13,7 @@ from domain.cache import Cache, Change, changing
 from domain.errors import NotAuthenticated, NotFound
 from domain.identifiers import Malformed, parse_cpf, parse_crm
 from domain.identity import Account
-from domain.inbox import SYSTEM
+from domain.inbox import SYSTEM, Sender
 from domain.notices import Kind
 from domain.schedule import Role
 from domain.second_factor import Enrolment
@@ -71,7 +71,7 @@ def forget_password(engine: Engine, settings: Settings, login: str, *, request_i
     The same work is done and committed if it belongs to nobody, as if that were a person; what is then left is nothing.
     """
     with engine.begin() as connection:
-        person_id = _whose(connection, settings, login) or SYSTEM
+        person_id = whose(connection, settings, login) or SYSTEM
         live = connection.execute(
             text("select count(*) from links where person_id = :id and kind = :kind and expires_at > clock_timestamp()"),
             {"id": person_id, "kind": Kind.PASSWORD_FORGOTTEN},
@@ -155,26 +155,15 @@ def turn_totp_off(
     _changed(change, person_id, session_id, Kind.TOTP_OFF, request_id)
 
 
-def _hold(connection: Connection, person_id: UUID) -> None:
-    """The locks of a change to what protects an account, the person's first as everywhere. Raises NotFound for an erased one."""
-    connection.execute(text("select from people where id = :id for no key update"), {"id": person_id})
-    held = connection.execute(text("select from person_keys where person_id = :id for no key update"), {"id": person_id})
-    if held.one_or_none() is None:
-        raise NotFound
+def take_totp_off(change: Change, person_id: UUID, staff: Sender) -> None:
+    """Let staff help somebody who has lost both app and recovery codes; all their sessions end. Raises second_factor.NotOn."""
+    _hold(change.connection, person_id)
+    second_factor.remove(change.connection, person_id)
+    _changed(change, person_id, None, Kind.TOTP_OFF, staff.request_id, by=staff)
 
 
-def _changed(change: Change, person_id: UUID, session_id: UUID | None, kind: Kind, request_id: str | None) -> None:
-    """What every such change brings: the other sessions end, this one is looked at anew, and the owner is told."""
-    connection = change.connection
-    sessions.end_all(change, person_id, but=session_id)
-    if session_id is not None:
-        change.touch(sessions.scope(session_id))
-    role = Role(connection.execute(text("select role from people where id = :id"), {"id": person_id}).scalar_one())
-    audit.record(connection, person_id, person_id, role, kind)
-    notices.tell(connection, person_id, kind, request_id=request_id)
-
-
-def _whose(connection: Connection, settings: Settings, login: str) -> UUID | None:
+def whose(connection: Connection, settings: Settings, login: str) -> UUID | None:
+    """Whom an e-mail address, a CPF or a CRM belongs to; None for any other text, too."""
     try:
         if "@" in login:
             column, sought = "email_hash", identity.email_hash(settings, login)
@@ -189,6 +178,35 @@ def _whose(connection: Connection, settings: Settings, login: str) -> UUID | Non
         text(f"select id from people where {column} = :sought and status = 'active'"), {"sought": sought}
     ).scalar_one_or_none()
     return person_id
+
+
+def _hold(connection: Connection, person_id: UUID) -> None:
+    """The locks of a change to what protects an account, the person's first as everywhere. Raises NotFound for an erased one."""
+    connection.execute(text("select from people where id = :id for no key update"), {"id": person_id})
+    held = connection.execute(text("select from person_keys where person_id = :id for no key update"), {"id": person_id})
+    if held.one_or_none() is None:
+        raise NotFound
+
+
+def _changed(
+    change: Change,
+    person_id: UUID,
+    session_id: UUID | None,
+    kind: Kind,
+    request_id: str | None,
+    *,
+    by: Sender | None = None,
+) -> None:
+    """What every such change brings: the other sessions end, this one is looked at anew, and the owner is told."""
+    connection = change.connection
+    sessions.end_all(change, person_id, but=session_id)
+    if session_id is not None:
+        change.touch(sessions.scope(session_id))
+    if by is None:
+        role = Role(connection.execute(text("select role from people where id = :id"), {"id": person_id}).scalar_one())
+        by = Sender(person_id, role, request_id or "")
+    audit.record(connection, person_id, by.id, by.role, kind)
+    notices.tell(connection, person_id, kind, request_id=request_id)
 
 
 def _private(connection: Connection, settings: Settings, person_id: UUID) -> tuple[bytes, dict[str, Any]]:

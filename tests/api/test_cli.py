@@ -20,6 +20,7 @@ from api import cli
 from local.servers import Postgres
 from tests import rows
 from tests.api.clinic import REASON, Clinic
+from tests.api.test_second_factor import phone_of
 from tests.factories import PASSWORD
 
 Run = Callable[..., tuple[int, str]]
@@ -95,6 +96,20 @@ def test_a_doctor_is_suspended_by_id_and_the_commands_carry_the_request_that_is_
         "select request_id from commands where kind = 'refuse' and appointment_id = :id", id=appointment_id
     )
     assert request_id in said
+
+
+def test_a_lost_second_factor_is_taken_off_by_staff(clinic: Clinic, run: Run) -> None:
+    doctor, staff = clinic.accounts.doctor(), clinic.accounts.staff()
+    phone_of(clinic.client, clinic.accounts, doctor)
+    assert run("remove-totp", "999999/RJ", "--by", staff.login)[0] == 1
+    assert run("remove-totp", doctor.login, "--by", doctor.login)[0] == 1
+    code, said = run("remove-totp", doctor.login, "--by", staff.login)
+    assert (code, str(doctor.id) in said) == (0, True)
+    assert clinic.get("/me", doctor).status_code == 401
+    assert clinic.request("POST", "/auth/doctor", body={"crm": doctor.login, "password": PASSWORD}).status_code == 200
+    written = "select actor_id from audit where subject_id = :id and action = 'totp_off'"
+    assert clinic.all(written, id=doctor.id) == [staff.id]
+    assert run("remove-totp", doctor.login, "--by", staff.login)[0] == 1
 
 
 @pytest.mark.parametrize("what", ["crm", "id", "malformed", "login", "patient", "senseless"])

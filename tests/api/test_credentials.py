@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from email.message import EmailMessage
-from statistics import median
 from typing import Any
 
 import pytest
@@ -265,18 +263,6 @@ def test_an_unknown_log_in_is_answered_the_same_and_leaves_nothing(client: Flask
     assert (answer.status_code, answer.data) == (known.status_code, known.data) == (202, b"")
     assert dict(answer.headers).keys() == dict(known.headers).keys()
     assert rows(accounts, "select id from notices union select id from links") == before
-
-
-def test_forgetting_a_password_takes_the_same_time_known_or_unknown(client: FlaskClient, accounts: Accounts) -> None:
-    logins = [accounts.patient().login, "ninguem@example.com"]
-    seconds: dict[str, list[float]] = {login: [] for login in logins}
-    for _ in range(60):
-        for login in logins:
-            began = time.perf_counter()
-            client.post(FORGOT, json={"login": login})
-            seconds[login].append(time.perf_counter() - began)
-    known, unknown = (median(seconds[login]) for login in logins)
-    assert abs(known - unknown) < 0.25 * max(known, unknown)
 
 
 def test_a_flood_of_links_is_cut_and_the_last_of_them_stays_good(limited: FlaskClient, accounts: Accounts) -> None:
