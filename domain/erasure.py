@@ -23,6 +23,12 @@ from domain.settings import Settings
 from domain.tokens import ACCESS_LIFE
 
 DOCUMENT: Final = "retained.document"  # the context under which a retained document is sealed
+CANCELLATIONS: Final = 3  # of one appointment, all rejected, after which the erasure fails
+MOST_CANCELLED: Final = 100  # appointments at once; the erasure comes back for more
+
+
+class Stuck(Exception):
+    """An appointment to come can't be cancelled, and its patient not be erased before it is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +43,7 @@ def erase(connection: Connection, settings: Settings, command: Row[Any]) -> Step
     """Take an erasure as far as it goes now, in the transaction of its batch, which holds the person's row.
 
     First the account closes and what is to come is cancelled, one command each, in its own lane. While anything of the person's
-    is still undecided the command is parked, and the relay comes back to it. Then the key is destroyed.
+    is still undecided the command is parked, and the relay comes back to it. Then the key is destroyed. Raises Stuck.
     """
     person_id, command_id = command.actor_id, command.id
     parameters = {"person": person_id, "command": command_id}
@@ -46,11 +52,16 @@ def erase(connection: Connection, settings: Settings, command: Row[Any]) -> Step
         rejected = {"id": str(command_id), "status": "rejected", "error_code": no.code, "error_detail": no.detail}
         return Step(rejected, [f"command:{command_id}"])
     scopes = _close(connection, person_id, command.payload.get("session_id"))
-    connection.execute(_CANCEL, {**parameters, "system": SYSTEM, "request_id": command.request_id})
+    parameters |= {"system": SYSTEM, "request_id": command.request_id}
+    if connection.execute(_STUCK, {**parameters, "attempts": CANCELLATIONS}).scalar_one():
+        raise Stuck
+    connection.execute(_CANCEL, {**parameters, "most": MOST_CANCELLED})
     if connection.execute(_WAITS, parameters).scalar_one():
         connection.execute(text("update commands set lane = :lane where id = :command"), {**parameters, "lane": PARKED})
         return Step(None, scopes)
     result = _end(connection, settings, command)
+    # Who logged in since the account closed, by the status they read before, held the key: they are here by now.
+    scopes += _end_sessions(connection, person_id, command.payload.get("session_id"))
     scopes += [f"command:{command_id}", *scopes_showing(connection, person_id)]
     return Step({"id": str(command_id), "status": "succeeded", "result": result}, scopes)
 
@@ -194,16 +205,29 @@ _END_SESSIONS = text(
     where person_id = :person and revoked_at is null returning id
     """
 )
-_CANCEL = text(
-    """
-    insert into commands (id, lane, kind, actor_id, actor_role, doctor_id, appointment_id, payload, request_id)
-    select uuidv7(), doctors.lane, 'cancel', :system, 'system', doctors.id, appointments.id, '{}', :request_id
-    from appointments join doctors on doctors.id = appointments.doctor_id
-    where patient_id = :person and active and starts_at > clock_timestamp()
+_TO_CANCEL = """
+    patient_id = :person and active and starts_at > clock_timestamp()
         and (appointments.status = 'accepted' or appointments.status = 'requested' and expires_at > clock_timestamp())
+"""
+# Those sent since the erasure, whose id is older than theirs.
+_STUCK = text(
+    f"""
+    select exists (
+        select from commands join appointments on appointments.id = commands.appointment_id
+        where commands.actor_id = :system and commands.id > :command and kind = 'cancel' and commands.status = 'rejected'
+            and {_TO_CANCEL}
+        group by appointments.id having count(*) >= :attempts)
+    """
+)
+_CANCEL = text(
+    f"""
+    insert into commands (id, lane, kind, actor_id, actor_role, doctor_id, appointment_id, payload, request_id)
+    select uuidv7(), doctors.lane, 'cancel', :system, 'system', doctors.id, appointments.id, '{{}}', :request_id
+    from appointments join doctors on doctors.id = appointments.doctor_id
+    where {_TO_CANCEL}
         and not exists (select from commands where commands.appointment_id = appointments.id
             and kind = 'cancel' and actor_id = :system and commands.status = 'pending')
-    order by starts_at
+    order by starts_at limit :most
     """
 )
 _UNDECIDED = """

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from typing import Any
 from uuid import UUID
 
 import pytest
 from redis import Redis
 from sqlalchemy import Connection, Engine, text
 
-from domain import erasure
+from domain import batches, erasure, personal, sessions
 from domain.cache import Cache
-from domain.commands import Accept, Book, Cancel, Command, Erase
+from domain.commands import Accept, Book, Cancel, Command, Erase, Kind
 from domain.database import connect
 from domain.inbox import PARKED, lane_of
 from domain.lanes import Drainer
@@ -140,3 +141,96 @@ def test_a_key_is_never_destroyed_under_a_command_that_needs_it(engine: Engine, 
         assert one(connection, "select count(*) from commands where error_code = 'internal_error'") == 0
         assert one(connection, "select count(*) from people where status = 'erased'") == patients
         assert one(connection, "select count(*) from appointments where active") == 0
+
+
+def turn(engine: Engine, settings: Settings, drainer: Drainer, patient: UUID) -> None:
+    """Drain the lane of the doctor and that of the patient, and do what the relay does each second."""
+    for lane in {0, lane_of(patient, settings.lanes)}:
+        drainer.drain(lane)
+    resume(engine, settings)
+
+
+def patient_with_appointments(connection: Connection, settings: Settings, count: int) -> UUID:
+    """A patient whose requests wait to be decided by one doctor, and whose erasure comes after."""
+    patient, doctor = add_person(connection, settings), add_doctor(connection, settings)
+    for hour in range(count):
+        send(connection, settings, patient, Book(add_slot(connection, doctor, tomorrow(hour))))
+    return patient
+
+
+def test_an_erasure_fails_when_an_appointment_cannot_be_cancelled(
+    engine: Engine, settings: Settings, drainer: Drainer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else it would send a cancellation each second for good."""
+    with engine.begin() as connection:
+        patient = patient_with_appointments(connection, settings, 1)
+    decide = batches._decide
+
+    def fail_to_cancel(row: Any, work: Any) -> Any:
+        if row.kind == Kind.CANCEL:
+            raise RuntimeError("broken")
+        return decide(row, work)
+
+    turn(engine, settings, drainer, patient)
+    monkeypatch.setattr(batches, "_decide", fail_to_cancel)
+    with engine.begin() as connection:
+        send(connection, settings, patient, Erase())
+    for _ in range(2 * erasure.CANCELLATIONS + 4):
+        turn(engine, settings, drainer, patient)
+    with engine.begin() as connection:
+        assert one(connection, "select count(*) from commands where kind = 'cancel'") == erasure.CANCELLATIONS
+        row = connection.execute(text("select error_code, error_detail from commands where kind = 'erase'")).one()
+        assert row.error_code == "internal_error"
+        assert "ref." in row.error_detail
+
+
+def test_an_erasure_cancels_so_many_appointments_at_once(
+    engine: Engine, settings: Settings, drainer: Drainer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(erasure, "MOST_CANCELLED", 2)
+    with engine.begin() as connection:
+        patient = patient_with_appointments(connection, settings, 3)
+    turn(engine, settings, drainer, patient)
+    with engine.begin() as connection:
+        send(connection, settings, patient, Erase())
+    drainer.drain(lane_of(patient, settings.lanes))
+    with engine.begin() as connection:
+        assert one(connection, "select count(*) from commands where kind = 'cancel'") == 2
+    for _ in range(4):
+        turn(engine, settings, drainer, patient)
+    with engine.begin() as connection:
+        assert one(connection, "select count(*) from commands where kind = 'cancel'") == 3
+        assert one(connection, "select status from people where id = :id", id=patient) == "erased"
+
+
+def test_a_log_in_that_commits_during_an_erasure_ends_with_it(engine: Engine, settings: Settings, drainer: Drainer) -> None:
+    with engine.begin() as connection:
+        patient = add_person(connection, settings)
+        send(connection, settings, patient, Erase())
+    eraser = threading.Thread(target=drainer.drain, args=(lane_of(patient, settings.lanes),))
+    with engine.begin() as connection:
+        sessions.open_session(connection, settings, patient, Role.PATIENT, sessions.Origin("192.0.2.1", "a browser"))
+        eraser.start()
+        eraser.join(0.5)
+    eraser.join()
+    with engine.begin() as connection:
+        assert one(connection, "select status from people where id = :id", id=patient) == "erased"
+        session_id = one(connection, "select id from sessions where revoked_at is not null and origin is null")
+        scopes = one(connection, "select scopes from batches where 'command:' || (select id from commands) = any(scopes)")
+        assert f"session:{session_id}" in scopes
+
+
+def test_a_key_that_a_log_in_holds_is_not_destroyed_under_it(engine: Engine, settings: Settings, drainer: Drainer) -> None:
+    with engine.begin() as connection:
+        patient = add_person(connection, settings)
+        send(connection, settings, patient, Erase())
+    eraser = threading.Thread(target=drainer.drain, args=(lane_of(patient, settings.lanes),))
+    with engine.begin() as connection:
+        assert personal.key_of(connection, settings, patient, held=True)
+        eraser.start()
+        eraser.join(0.5)
+        with engine.connect() as other:
+            assert one(other, "select count(*) from person_keys where person_id = :id", id=patient) == 1
+    eraser.join()
+    with engine.begin() as connection:
+        assert personal.key_of(connection, settings, patient, held=True) is None
