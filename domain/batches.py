@@ -216,13 +216,18 @@ def _read(connection: Connection, settings: Settings, ids: list[str], now: datet
     bookers = _texts(row.actor_id for row in commands if row.kind in (Kind.BOOK, Kind.RESCHEDULE))
     appointments = connection.execute(_READ_APPOINTMENTS, {"named": named, "patients": bookers, "since": since}).all()
     slots = connection.execute(_READ_SLOTS, {"named": named, "ids": _texts(row.slot_id for row in commands)}).all()
-    wide = {row.doctor_id for row in commands if row.kind in _WIDE} | {row.doctor_id for row in slots if not row.held}
-    agendas: Sequence[Row[Any]] = ()
+    wide = {row.doctor_id for row in commands if row.kind in _WIDE}
+    # In the place of one that is let go of, and is not held, the rules make others.
+    unheld = [row for row in slots if not row.held and row.status in (SlotStatus.OPEN, SlotStatus.BOOKED)]
     if wide:
         parameters = {"doctors": _texts(wide), "since": since}
         slots = [*slots, *connection.execute(_READ_AGENDA_SLOTS, parameters)]
         appointments = [*appointments, *connection.execute(_READ_AGENDA_APPOINTMENTS, parameters)]
-        agendas = connection.execute(_READ_AVAILABILITIES, parameters).all()
+    if unheld:
+        slots = [*slots, *connection.execute(_READ_SLOTS_AROUND, {"ids": _texts(row.id for row in unheld)})]
+    agendas: Sequence[Row[Any]] = ()
+    if looked_at := _texts([*wide, *(row.doctor_id for row in unheld)]):
+        agendas = connection.execute(_READ_AVAILABILITIES, {"doctors": looked_at}).all()
     return _Work(
         settings=settings,
         commands=commands,
@@ -464,6 +469,17 @@ _READ_SLOTS = text(
     """
 )
 _READ_AGENDA_SLOTS = text(f"{_SLOTS} where doctor_id = any(cast(:doctors as uuid[])) and ends_at > :since")
+# Within a day of each. By where they start, too, since that is indexed: none lasts longer than a day.
+_READ_SLOTS_AROUND = text(
+    f"""
+    {_SLOTS} where id = any(array(
+        select around.id from slots freed join slots around on around.doctor_id = freed.doctor_id
+            and around.starts_at between freed.starts_at - interval '2 days' and freed.ends_at + interval '1 day'
+            and around.ends_at > freed.starts_at - interval '1 day' and around.status <> 'dropped'
+        where freed.id = any(cast(:ids as uuid[]))
+    ))
+    """
+)
 _READ_AVAILABILITIES = text(
     "select doctor_id, rules, exceptions from availabilities where doctor_id = any(cast(:doctors as uuid[]))"
 )

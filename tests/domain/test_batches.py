@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from datetime import time, timedelta
 from typing import Any
 from uuid import UUID
 
@@ -12,7 +14,7 @@ import pytest
 from sqlalchemy import Connection, Engine, create_engine, text
 
 from domain import batches, inbox
-from domain.availability import Availability
+from domain.availability import Availability, Rule
 from domain.commands import AddSlot, Book, Cancel, Reschedule, SetAvailability
 from domain.schedule import Interval, Role
 from domain.settings import Settings
@@ -313,3 +315,50 @@ def test_what_people_wrote_is_gone_from_the_inbox_once_it_is_decided(engine: Eng
         batches.decide_batch(connection, settings, 0)
         assert count(connection, "select count(*) from commands where secret is not null") == 0
         assert count(connection, "select count(*) from appointments where notes is not null") == 1
+
+
+def test_freeing_a_slot_that_is_not_held_reads_what_is_around_it_only(
+    engine: Engine, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    at = tomorrow(48)
+    # In UTC, three whole hours around the freed half hour; the first was withdrawn.
+    rule = Rule(at.isoweekday(), time(at.hour - 1), time(at.hour + 2), 60)
+    with engine.begin() as connection:
+        doctor = add_doctor(connection, settings, timezone="UTC")
+        rules, _ = inbox.stored_availability(Availability((rule,)))
+        connection.execute(
+            text("insert into availabilities values (:id, cast(:rules as jsonb), '[]', null, current_date)"),
+            {"id": doctor, "rules": json.dumps(rules)},
+        )
+        far = {add_slot(connection, doctor, at + timedelta(days=day)) for day in (-3, 3, 10)}
+        near = {add_slot(connection, doctor, at + timedelta(hours=hours)) for hours in (-20, 20)}
+        slot_id = add_slot(connection, doctor, at - timedelta(minutes=30), 120, held=False)
+        patient = add_person(connection, settings)
+        send(connection, settings, patient, Book(slot_id))
+        assert batches.decide_batch(connection, settings, 0)
+        appointment_id = connection.execute(text("select id from appointments")).scalar_one()
+        connection.execute(
+            text(
+                "insert into slots (id, doctor_id, during, status, held)"
+                " values (uuidv7(), :id, tstzrange(:from_, :until), 'withdrawn', false)"
+            ),
+            {"id": doctor, "from_": at - timedelta(hours=1), "until": at},
+        )
+        send(connection, settings, patient, Cancel(appointment_id, "Viagem"))
+    seen: list[set[UUID]] = []
+    read = batches._read
+
+    def noted(*arguments: Any) -> Any:
+        work = read(*arguments)
+        seen.append(set(work.schedule.slots))
+        return work
+
+    monkeypatch.setattr(batches, "_read", noted)
+    with engine.begin() as connection:
+        assert batches.decide_batch(connection, settings, 0)
+        assert outcomes(connection) == ["succeeded", "succeeded"]
+        made = "select starts_at from slots where status = 'open' and id <> all(:known) order by starts_at"
+        known = {"known": [*far, *near]}
+        assert list(connection.execute(text(made), known).scalars()) == [at, at + timedelta(hours=1)]
+    assert seen[0] >= near | {slot_id}
+    assert not seen[0] & far
