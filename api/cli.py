@@ -78,7 +78,9 @@ def _parser() -> argparse.ArgumentParser:
         deciding.add_argument("--reason", help="what the doctor reads of why")
         deciding.set_defaults(do=_decide_on_doctor, decision=decision)
 
-    helping = commands.add_parser("remove-totp", help="take off the second factor of somebody who lost it and proved who they are")
+    helping = commands.add_parser(
+        "remove-totp", help="take off the second factor of somebody who lost it and proved who they are"
+    )
     helping.add_argument("login", help="the e-mail address, CPF or CRM")
     helping.add_argument("--by", required=True, metavar="LOGIN", help="the staff account that answers for it")
     helping.set_defaults(do=_remove_totp)
