@@ -131,23 +131,37 @@ def sent_before(connection: Connection, settings: Settings, sender: Sender, key:
 
 
 def send_suspension(connection: Connection, settings: Settings, staff: Sender, doctor_id: UUID, reason: str) -> int | None:
-    """Refuse a suspended doctor's open requests and cancel what was accepted, one command each; returns the lane to wake."""
-    rows = connection.execute(
-        text(
-            "select id, status from appointments where doctor_id = :doctor_id"
-            " and (status = 'requested' or status = 'accepted' and starts_at > clock_timestamp()) order by starts_at"
-        ),
-        {"doctor_id": doctor_id},
-    ).all()
-    lane = None
-    for row in rows:
-        command = Refuse(row.id, reason, "unavailable") if row.status == "requested" else Cancel(row.id, reason)
-        lane = send(connection, settings, staff, command).lane
-    return lane
+    """Refuse a suspended doctor's open requests and cancel what was accepted, one command each; returns the lane to wake.
+
+    The caller holds the doctor's row: however many there are, it is three statements.
+    """
+    key = personal.key_of(connection, settings, staff.id)
+    if key is None:
+        raise NotFound
+    rows = []
+    for row in connection.execute(_TO_COME, {"doctor_id": doctor_id}):
+        command_id = uuid7()
+        stored = _stored(Refuse(row.id, reason, "unavailable") if row.status == "requested" else Cancel(row.id, reason))
+        secret = privacy.seal(key, json.dumps(stored.secret), context=SECRET, row_id=command_id)
+        rows.append(
+            {
+                "id": str(command_id),
+                "kind": stored.kind,
+                "appointment_id": str(row.id),
+                "payload": stored.payload or {},
+                "secret": secret.hex(),
+            }
+        )
+    parameters = {"rows": json.dumps(rows), "doctor_id": doctor_id, "actor": staff.id, "role": staff.role}
+    lanes = connection.execute(_SEND_ALL, {**parameters, "request_id": staff.request_id}).scalars()
+    return next(iter(lanes.all()), None)
 
 
 def insert_due_expiries(connection: Connection) -> list[int]:
-    """Store an `expire` for each request whose deadline has passed, once however many relays do so. Returns the lanes to wake."""
+    """Store an `expire` for each request whose deadline has passed, once however many relays do so. Returns the lanes to wake.
+
+    One that could not be decided waits again after a minute, since nothing else would ever free its slot.
+    """
     return list(
         connection.execute(
             text(
@@ -155,9 +169,11 @@ def insert_due_expiries(connection: Connection) -> list[int]:
                 " select uuidv7(), doctors.lane, 'expire', :system, 'system', doctors.id, due.id, '{}', due.expires_at"
                 " from appointments due join doctors on doctors.id = due.doctor_id"
                 " where due.status = 'requested' and due.expires_at <= clock_timestamp() and not exists (select from commands"
-                " where kind = 'expire' and appointment_id = due.id and deadline = due.expires_at)"
+                f" where kind = 'expire' and appointment_id = due.id and deadline = due.expires_at and not {_FAILED})"
                 " order by due.expires_at limit 1000"
-                " on conflict (appointment_id, deadline) where kind = 'expire' do nothing returning lane"
+                " on conflict (appointment_id, deadline) where kind = 'expire' do update set status = 'pending', attempts = 0,"
+                " decided_at = null, batch_id = null, error_code = null, error_detail = null"
+                f" where {_FAILED} returning commands.lane"
             ),
             {"system": SYSTEM},
         ).scalars()
@@ -278,6 +294,30 @@ _TARGETS: Final[Mapping[Kind, str]] = {
     Kind.WITHDRAW_SLOT: _SLOT + " and doctors.id = :actor",
     Kind.ERASE: " from (select cast(:lane as smallint) as lane, cast(null as uuid) as id) as doctors",
 }
+
+
+_TO_COME: Final = text(
+    """
+    select id, status from appointments where doctor_id = :doctor_id
+        and (status = 'requested' or status = 'accepted' and starts_at > clock_timestamp()) order by starts_at
+    """
+)
+_SEND_ALL: Final = text(
+    """
+    insert into commands (id, lane, kind, actor_id, actor_role, doctor_id, appointment_id, payload, secret, request_id)
+    select r.id, lane, kind, :actor, :role, doctors.id, appointment_id, payload, decode(secret, 'hex'), :request_id
+    from doctors, rows from (jsonb_to_recordset(cast(:rows as jsonb))
+        as (id uuid, kind text, appointment_id uuid, payload jsonb, secret text)) with ordinality
+        as r (id, kind, appointment_id, payload, secret, place)
+    where doctors.id = :doctor_id order by place returning lane
+    """
+)
+
+
+_FAILED: Final = (
+    "(commands.status = 'rejected' and commands.error_code = 'internal_error'"
+    " and commands.decided_at < clock_timestamp() - interval '1 minute')"
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ import pytest
 import redis
 from sqlalchemy import text
 
-from domain import inbox
+from domain import batches, inbox
 from domain.availability import Availability
 from domain.cache import record_batch
 from domain.commands import Book, Erase, SetAvailability
@@ -95,6 +95,29 @@ def test_a_lapsed_request_gets_one_expiry_from_two_relays(booking: Booking, rela
     assert count(booking, "select status from appointments") == "expired"
     assert count(booking, "select by from history order by position desc limit 1") == "system"
     assert count(booking, "select actor_id from commands where kind = 'expire'") == inbox.SYSTEM
+
+
+def test_an_expiry_that_could_not_be_decided_waits_again_a_minute_later(
+    booking: Booking, relays: tuple[Relay, Relay], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    booking.request()
+    with booking.engine.begin() as connection:
+        connection.execute(text("update appointments set expires_at = now() - interval '1 s'"))
+    relays[0].turn()
+    with monkeypatch.context() as broken:
+        broken.delattr(batches, "_decide")
+        booking.drainer.drain(LANE)
+    relays[0].turn()
+    expiry = "select coalesce(error_code, status) from commands where kind = 'expire'"
+    assert count(booking, expiry) == "internal_error"
+    with booking.engine.begin() as connection:
+        connection.execute(text("update commands set decided_at = decided_at - interval '61 s' where kind = 'expire'"))
+    for relay in relays:
+        relay.turn()
+    assert count(booking, expiry) == "pending"
+    booking.drainer.drain(LANE)
+    assert count(booking, expiry) == "succeeded"
+    assert count(booking, "select status from appointments") == "expired"
 
 
 def test_a_request_within_its_time_is_left_alone(booking: Booking, relays: tuple[Relay, Relay]) -> None:
