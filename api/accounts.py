@@ -38,6 +38,7 @@ from api.schemas import (
 from api.services import request_id, services
 from domain import identity, passwords
 from domain.cache import changing
+from domain.errors import Conflict
 from domain.identity import AlreadyRegistered, NewDoctor, NewPatient, RegisteredSpecialty, Representative
 from domain.specialties import SPECIALTIES
 from workers.app import wake
@@ -270,12 +271,18 @@ def change_doctor(edits: dict[str, Any]) -> dict[str, Any]:
 def decide_verification(body: dict[str, Any], doctor_id: UUID) -> dict[str, Any]:
     """Verificar, rejeitar ou suspender um médico. / Verify, reject or suspend a doctor."""
     use = services()
-    with changing(use.engine, use.cache) as change:
-        lane = identity.decide_verification(change, use.settings, sender(), doctor_id, body["decision"], body.get("reason"))
+    try:
+        with changing(use.engine, use.cache) as change:
+            lane = identity.decide_verification(change, use.settings, sender(), doctor_id, body["decision"], body.get("reason"))
+    except Conflict:  # it tells of a decision that was made before
+        use.cache.finish_touching(f"doctor:{doctor_id}")
+        raise
     if lane is not None:
         wake(lane)
     with use.reads.connect() as connection:
-        return identity.doctor_for_staff(connection, doctor_id)
+        shown = identity.doctor_for_staff(connection, doctor_id)
+    use.cache.finish_touching(f"doctor:{doctor_id}")
+    return shown
 
 
 @blp.get("/staff/doctors")
@@ -290,6 +297,7 @@ def list_doctors(query: dict[str, Any]) -> dict[str, Any]:
             connection, status=query.get("status"), q=query.get("q"), page=page, page_size=page_size
         )
     )
+    services().cache.finish_touching(*(f"doctor:{each['id']}" for each in items))
     return {"items": items, "page": page, "page_size": page_size, "total": total}
 
 
@@ -306,4 +314,6 @@ def _registered(register: Callable[..., UUID], new: NewPatient | NewDoctor) -> d
 
 def _account(person_id: UUID) -> dict[str, Any]:
     with services().reads.connect() as connection:
-        return identity.own_account(connection, services().settings, person_id)
+        account = identity.own_account(connection, services().settings, person_id)
+    services().cache.finish_touching(f"person:{person_id}", f"doctor:{person_id}")
+    return account

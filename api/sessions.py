@@ -14,7 +14,7 @@ from api.schemas import Answer, Blueprint, Body, Code, CrmText, Many, Nothing, P
 from api.services import client_address, services
 from domain import credentials, identity, sessions
 from domain.cache import changing
-from domain.errors import NotAuthenticated
+from domain.errors import NotAuthenticated, NotFound
 from domain.identity import Account
 from domain.schedule import Role
 from domain.tokens import ACCESS_LIFE, Pair
@@ -145,8 +145,13 @@ def list_sessions() -> dict[str, Any]:
 @blp.response(204)
 def end_session(_: dict[str, Any], session_id: UUID) -> Response:
     """Encerrar uma das sessões da conta. / End one of the account's sessions."""
-    with changing(services().engine, services().cache) as change:
-        sessions.end_own(change, current().id, session_id)
+    use = services()
+    try:
+        with changing(use.engine, use.cache) as change:
+            sessions.end_own(change, current().id, session_id)
+    except NotFound:  # it may be over since a moment ago
+        use.cache.finish_touching(sessions.scope(session_id))
+        raise
     return Response(status=204)
 
 

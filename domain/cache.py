@@ -309,6 +309,13 @@ class Cache:
         if row is not None:
             self.finish_once(batch_id, row.scopes)
 
+    def finish_touching(self, *scopes: str) -> None:
+        """Finish the batches that touch any of these scopes, if nobody has: for whoever read what they changed, and tells it."""
+        with self._reads.connect() as connection:
+            rows = connection.execute(_UNFINISHED_OF, {"scopes": list(scopes)}).all()
+        for row in rows:
+            self.finish_once(row.id, row.scopes)
+
     def finish_once(self, batch_id: UUID, scopes: Iterable[str]) -> None:
         """Finish a batch that many may be about to report: those of one process share the work."""
         flight, is_mine = self._flights.join(("batch", batch_id), b"")
@@ -516,6 +523,7 @@ _FINISHED = text(
     "update batches set finished_at = clock_timestamp() where id = any(cast(:ids as uuid[])) and finished_at is null"
 )
 _UNFINISHED = text("select scopes from batches where id = :id and finished_at is null")
+_UNFINISHED_OF = text("select id, scopes from batches where finished_at is null and scopes && cast(:scopes as text[])")
 _TOUCHING = text("select exists (select from batches where finished_at is null and :scope = any(scopes))")
 _LEFT_OVER = text(
     "select id, scopes from batches where finished_at is null and created_at < clock_timestamp() - interval '5 seconds'"
