@@ -308,9 +308,7 @@ def _refuse(envelope: Envelope, command: Refuse, schedule: Schedule) -> Decision
     appointment = _own(envelope, command.appointment_id, schedule)
     if appointment is None or not _undecided(appointment, envelope):
         return Rejection("invalid_transition")
-    refused = replace(
-        _ended(appointment, AppointmentStatus.REFUSED, command.reason, schedule), refusal_kind=command.refusal_kind
-    )
+    refused = replace(_ended(appointment, AppointmentStatus.REFUSED, command.reason, schedule), refusal_kind=command.refusal_kind)
     return Effect(
         slots=_freed(appointment, schedule),
         appointments=(refused,),
@@ -326,9 +324,7 @@ def _cancel(envelope: Envelope, command: Cancel, schedule: Schedule) -> Decision
         return Rejection("invalid_transition")
     if _too_late(appointment, envelope, schedule):
         return Rejection("too_late_to_cancel")
-    cancelled = replace(
-        _ended(appointment, AppointmentStatus.CANCELLED, command.reason, schedule), sequence=appointment.sequence + 1
-    )
+    cancelled = _ended(appointment, AppointmentStatus.CANCELLED, command.reason, schedule)
     return Effect(
         slots=_freed(appointment, schedule),
         appointments=(cancelled,),
@@ -505,7 +501,10 @@ def _too_late(appointment: Appointment, envelope: Envelope, schedule: Schedule) 
 
 
 def _ended(appointment: Appointment, status: AppointmentStatus, reason: str | None, schedule: Schedule) -> Appointment:
-    return replace(appointment, status=status, decided_at=schedule.now, texts=AppointmentTexts(reason=reason))
+    # A calendar drops an entry only for a higher SEQUENCE (RFC 5546, 3.2.5). A request that was never moved is in none.
+    sequence = appointment.sequence + (status is AppointmentStatus.CANCELLED or appointment.reschedules > 0)
+    texts = AppointmentTexts(reason=reason)
+    return replace(appointment, status=status, decided_at=schedule.now, sequence=sequence, texts=texts)
 
 
 def _freed(appointment: Appointment, schedule: Schedule) -> tuple[Slot, ...]:
@@ -536,9 +535,7 @@ def _step(appointment: Appointment, envelope: Envelope, reason: str | None = Non
 
 
 def _tell(appointment: Appointment, kind: str, schedule: Schedule, *people: UUID) -> tuple[Notice, ...]:
-    return tuple(
-        Notice(appointment.id, each, kind, schedule.now, appointment.sequence, appointment.during) for each in people
-    )
+    return tuple(Notice(appointment.id, each, kind, schedule.now, appointment.sequence, appointment.during) for each in people)
 
 
 def _reminders(appointment: Appointment, schedule: Schedule, *people: UUID) -> tuple[Notice, ...]:

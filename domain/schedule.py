@@ -123,7 +123,7 @@ class Appointment:
     expires_at: datetime
     decided_at: datetime | None = None
     reschedules: int = 0
-    sequence: int = 0  # the iCalendar SEQUENCE: one higher at each change of time and at the cancellation (RFC 5546)
+    sequence: int = 0  # the iCalendar SEQUENCE: one higher at each change of time, and when what a calendar holds ends
     refusal_kind: str | None = None
     texts: AppointmentTexts = AppointmentTexts()
 

@@ -190,6 +190,18 @@ class TestDecidingRequests:
         assert it.schedule.slots[it.slot.id].status is SlotStatus.OPEN
         assert [(each.kind, each.person_id) for each in effect.notices] == [("refused", it.patient.id)]
 
+    @pytest.mark.parametrize(("reschedules", "sequence"), [(0, 0), (2, 3)])
+    def test_a_moved_request_that_is_refused_or_lapses_leaves_calendars_by_a_higher_sequence(
+        self, reschedules: int, sequence: int
+    ) -> None:
+        for lapses in (False, True):
+            it = Asked(expires_at=NOW, reschedules=reschedules, sequence=reschedules)
+            if lapses:
+                effect = effect_of(sent_by_time(it.doctor), Expire(it.appointment.id, NOW), it.schedule)
+            else:
+                effect = effect_of(sent_by(it.doctor, NOW - MINUTE), Refuse(it.appointment.id, "Férias"), it.schedule)
+            assert {each.sequence for each in (*effect.appointments, *effect.notices)} == {sequence}
+
     def test_a_freed_slot_can_be_booked_again(self) -> None:
         it = Asked()
         effect_of(sent_by(it.doctor), Refuse(it.appointment.id, "Férias"), it.schedule)
