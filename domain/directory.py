@@ -270,18 +270,18 @@ def _conditions(query: SearchQuery, limits: Limits) -> Iterable[ColumnElement[bo
     yield _VERIFIED
     if query.specialty:
         yield _with_specialty(query.specialty)
-    if query.q:
-        try:
-            key = name_key(query.q)
-        except Malformed as error:
-            raise Invalid({"q": [str(error)]}) from None
-        yield DoctorRecord.search_name.contains(key, autoescape=True)
     if query.state is not None:
         yield DoctorRecord.crm_state == query.state.upper()
     if query.min_price is not None:
         yield DoctorRecord.price >= query.min_price
     if query.max_price is not None:
         yield DoctorRecord.price <= query.max_price
+    if query.q:
+        try:
+            key = name_key(query.q)
+        except Malformed as error:
+            raise Invalid({"q": [str(error)]}) from None
+        yield DoctorRecord.search_name.contains(key, autoescape=True)
     if query.available_from is not None or query.available_until is not None:
         bookable = [SlotRecord.doctor_id == DoctorRecord.id, _bookable(limits)]
         if query.available_from is not None:

@@ -1,4 +1,4 @@
-"""Measures deciding, sending and reading side by side on servers of its own, and prints each ratio beside its target."""
+"""Measures deciding, sending, reading and searching on servers of its own, and prints each ratio beside its target."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from domain.commands import Book
 from domain.settings import Settings, load
 from local.servers import Broker, Postgres
 from local.servers import Cache as CacheServer
+from tests.bench.directory import FEW, MANY, searched
 from tests.bench.protection import booked_per_second
 from tests.rows import add_doctor, add_person, add_slot, send, tomorrow
 
@@ -131,6 +132,9 @@ def main() -> None:
     for name, of, to, target in RATIOS:
         ratio = median(each[of] / each[to] for each in rounds)
         print(f"  {name:42}{ratio:>10.2f}  {'' if target is None else f'at least {target}'}")
+    print(f"\n{f'search, ms (p95), among {FEW} and {MANY} doctors':48}{'few':>8}{'many':>8}{'ratio':>7}  target")
+    for name, few, many in searched(bench.settings):
+        print(f"  {name:46}{few * 1000:>8.1f}{many * 1000:>8.1f}{many / few:>7.2f}  at most 3", flush=True)
 
 
 RATIOS: list[tuple[str, str, str, float | None]] = [
