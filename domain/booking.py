@@ -309,11 +309,14 @@ def _refuse(envelope: Envelope, command: Refuse, schedule: Schedule) -> Decision
     if appointment is None or not _undecided(appointment, envelope):
         return Rejection("invalid_transition")
     refused = replace(_ended(appointment, AppointmentStatus.REFUSED, command.reason, schedule), refusal_kind=command.refusal_kind)
+    told = [refused.patient_id]
+    if appointment.reschedules:  # then it stands in the calendar of its doctor too
+        told.append(refused.doctor_id)
     return Effect(
         slots=_freed(appointment, schedule),
         appointments=(refused,),
         transitions=(_step(refused, envelope, command.reason),),
-        notices=_tell(refused, "refused", schedule, refused.patient_id),
+        notices=_tell(refused, "refused", schedule, *told),
         appointment_id=refused.id,
     )
 

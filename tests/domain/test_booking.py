@@ -201,6 +201,8 @@ class TestDecidingRequests:
             else:
                 effect = effect_of(sent_by(it.doctor, NOW - MINUTE), Refuse(it.appointment.id, "Férias"), it.schedule)
             assert {each.sequence for each in (*effect.appointments, *effect.notices)} == {sequence}
+            told = {it.patient.id, it.doctor.id} if lapses or reschedules else {it.patient.id}
+            assert {each.person_id for each in effect.notices} == told
 
     def test_a_freed_slot_can_be_booked_again(self) -> None:
         it = Asked()

@@ -53,6 +53,7 @@ _VISITS = {
         by=Role.DOCTOR,
         reason="Prefiro examinar pessoalmente.",
         refusal_kind="in_person_needed",
+        rescheduled=True,
     ),
     Kind.CANCELLED: replace(VISIT, status=AppointmentStatus.CANCELLED, by=Role.DOCTOR, reason="Imprevisto na clínica."),
     Kind.RESCHEDULED: replace(_REQUESTED, rescheduled=True),
@@ -62,7 +63,6 @@ _VISITS = {
 TOKEN = "Jk3bW9mT0xq2Zr8vYc5nHs7dLf1gPa4uEi6oRt0wXyM"  # of every secret link
 _ONLY_FOR = {
     Kind.REQUESTED: (DOCTOR,),
-    Kind.REFUSED: (PATIENT,),
     Kind.ALREADY_REGISTERED: (PATIENT,),
     Kind.CONFIRM_EMAIL: (replace(PATIENT, name=""),),
     Kind.EMAIL_CHANGING: (PATIENT,),
