@@ -155,7 +155,7 @@ def _frame(app: Flask, settings: Settings) -> None:
         headers.setdefault("Cache-Control", "no-store")
         if not settings.local_stack:
             headers["Strict-Transport-Security"] = HSTS
-        if g.get("degraded"):
+        if g.get("degraded") or services().cache.without_database:
             headers["Warning"] = '110 healthmed "Response is Stale"'
         _allow_origin(answer, settings.cors_origins)
         _log.info(

@@ -128,6 +128,11 @@ class Cache:
         if self._replica is not None:
             self._replica.close()
 
+    @property
+    def without_database(self) -> bool:
+        """Whether the last look at the `cache` row found no database."""
+        return self._row.unreachable
+
     def now(self) -> datetime:
         """The database's clock: never behind it, and ahead by the time of a round trip at most. Raises Unavailable."""
         return datetime.fromtimestamp(self._row.latest(), UTC)
@@ -179,7 +184,7 @@ class Cache:
     ) -> list[Answer | None]:
         """Several projections at once, like `read`; what is not cached is filled by one call. None where there is nothing."""
         epoch = self._row.epoch()
-        if epoch is None and self._row.unreachable:
+        if epoch is None and self.without_database:
             return self._without_database(wanted, reader)
         try:
             answers = self._cached(epoch, wanted)
