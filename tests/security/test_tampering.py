@@ -18,9 +18,11 @@ from sqlalchemy import Connection, Engine, create_engine, text
 from sqlalchemy.exc import ProgrammingError
 from uuid_utils.compat import uuid7
 
-from domain import chains
+from domain import chains, logs
 from domain.chains import AUDIT_FIELDS, HISTORY_FIELDS, link
+from domain.settings import Settings
 from local.servers import Postgres
+from workers.relay import Relay
 
 CHAINS, LENGTH = 2000, 5  # 10,000 entries: half of them history, half audit
 BEGAN = datetime.now(UTC) - timedelta(days=2)
@@ -287,6 +289,25 @@ def refused(url: str, statement: str) -> None:
     engine.dispose()
     assert error.value.orig is not None
     assert error.value.orig.pgcode == "42501", error.value.orig  # type: ignore[attr-defined]
+
+
+def test_the_relay_carries_each_root_into_its_log(
+    above: Engine, settings: Settings, broker: object, cache_server: object, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with above.begin() as connection:
+        write_entries(connection, random.Random(10))
+        connection.execute(text("delete from roots"))
+    logs.configure()
+    relays = [Relay(settings), Relay(settings)]
+    capfd.readouterr()
+    for relay in relays * 2:
+        relay.take_root()
+        relay._engine.dispose()
+    exported = chains.exported_roots(capfd.readouterr().err.splitlines())
+    with above.connect() as connection:
+        assert {row.position: bytes(row.root) for row in connection.execute(text("select position, root from roots"))} == exported
+        assert list(exported) == [1]
+        assert list(chains.verify(connection, exported)) == []
 
 
 def test_the_command_tells_a_sound_database_from_one_that_was_tampered_with(
