@@ -29,9 +29,6 @@ lint: .venv/.installed ## Check style, types and who imports whom
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports --no-logo
 
-bench: .venv/.installed ## Measure, as ratios within one run
-	@exec $(BIN)/python -m tests.bench
-
 scan: .venv-scan/.installed ## Look for weak code with bandit, and with rules of our own
 	@.venv-scan/bin/bandit -q -r -c .ci/bandit.yaml api domain local workers
 	@PATH="$(CURDIR)/.venv-scan/bin:$$PATH" $(SEMGREP) test --quiet .ci/semgrep
@@ -40,14 +37,17 @@ scan: .venv-scan/.installed ## Look for weak code with bandit, and with rules of
 sbom: .venv-scan/.installed ## Write sbom.json: every package that is installed, with its hashes (CycloneDX)
 	@.venv-scan/bin/cyclonedx-py requirements --output-reproducible --output-file sbom.json requirements.lock
 
+bench: .venv/.installed ## Measure, as ratios within one run
+	@exec $(BIN)/python -m tests.bench
+
 lock: .venv/.installed ## Choose the newest versions that setup.cfg allows, and lock them with their hashes
 	@$(BIN)/uv pip compile setup.cfg --all-extras --universal --python-version 3.11 --generate-hashes \
 		--no-emit-index-url --no-header --upgrade --quiet --output-file requirements.lock
+	@$(BIN)/uv pip compile .ci/scan.in --universal --no-strip-extras --python-version 3.11 --generate-hashes \
+		--no-emit-index-url --no-header --upgrade --quiet --output-file .ci/scan.lock
 
 .venv/.installed: requirements.lock
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Python 3.11 or newer is needed; \
-	@$(BIN)/uv pip compile .ci/scan.in --universal --no-strip-extras --python-version 3.11 --generate-hashes \
-		--no-emit-index-url --no-header --upgrade --quiet --output-file .ci/scan.lock
 	this one is " + sys.version.split()[0] + ". Say which one to use: make PYTHON=python3.11 up")'
 	@echo "Installing the packages of requirements.lock in .venv (once) ..."
 	@$(PYTHON) -m venv .venv || { echo "Could not make .venv (on Debian and Ubuntu, the package python3-venv is needed)." >&2; exit 1; }
