@@ -266,6 +266,15 @@ def test_a_rule_that_a_read_finds_broken_is_not_looked_for_twice(cache: Cache):
     assert len(asked) == 1
 
 
+@pytest.mark.parametrize("seconds", [-2, 2])
+def test_a_replica_whose_clock_is_off_is_not_read(
+    cache: Cache, postgres: Postgres, monkeypatch: pytest.MonkeyPatch, seconds: int
+):
+    wanted = f"select '0/0' as position, clock_timestamp() + make_interval(secs => {seconds}) as clock"
+    monkeypatch.setattr(module, "_WANTED", text(wanted))
+    assert answering(cache) == postgres.port
+
+
 def test_without_the_primary_nothing_vouches_for_a_replica(cache: Cache, price: Price, postgres: Postgres):
     price.read(cache)
     postgres.kill()
