@@ -33,13 +33,15 @@ DECISIONS = {"verify": "verified", "reject": "rejected", "suspend": "suspended"}
 
 def main() -> int:
     """Do what this process was called for; returns the exit code."""
+    arguments = sys.argv[1:]
+    _parser().parse_args(arguments)  # `--help` and wrong calls are answered without any settings
     try:
         settings = current()
     except SettingsError as error:
         return _fail(*(f"setting {line}" for line in str(error).splitlines()), code=2)
     logs.configure("WARNING")
     database.bound_waits()
-    return run(sys.argv[1:], settings)
+    return run(arguments, settings)
 
 
 def run(arguments: Sequence[str], settings: Settings) -> int:

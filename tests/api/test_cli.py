@@ -271,3 +271,16 @@ def test_it_works_on_a_stack_that_runs_elsewhere(clinic: Clinic, environ: dict[s
     ended = call(sent["id"])
     assert (ended.returncode, ended.stderr) == (0, "")
     assert f"appointment {appointment_id} refused by doctor" in ended.stdout
+
+
+def test_help_needs_no_settings_and_what_does_names_those_that_are_missing() -> None:
+    def call(*arguments: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "api.cli", *arguments]
+        return subprocess.run(command, env={"PATH": os.environ["PATH"]}, capture_output=True, text=True, timeout=30)
+
+    helped = call("resend", "--help")
+    assert (helped.returncode, helped.stderr) == (0, "")
+    assert "the notice" in helped.stdout
+    missing = call("rebuild")
+    assert missing.returncode == 2
+    assert "setting DATABASE_URL: " in missing.stderr
