@@ -19,7 +19,7 @@ staff: .venv/.installed ## The staff's command line on that stack: make staff DO
 	@exec $(BIN)/python -m local.within api.cli $(or $(DO),--help)
 
 test: lint ## Check style, types and imports, then run every test
-	@exec $(BIN)/python -m pytest -q -n 2 --dist loadfile
+	@exec $(BIN)/python -m pytest -q -n 3 --dist loadfile
 
 security: .venv/.installed ## Run the tests of security with their full numbers (a quarter of an hour)
 	@exec $(BIN)/python -m pytest -q --long --timeout 1800 tests/security

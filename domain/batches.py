@@ -91,7 +91,7 @@ class _Work:
     histories: dict[UUID, tuple[int, bytes]]  # length and last hash, for each appointment that was there before
     slots: dict[UUID, Slot] = field(default_factory=dict)
     appointments: dict[UUID, Appointment] = field(default_factory=dict)
-    texts: dict[UUID, dict[str, str]] = field(default_factory=dict)
+    texts: dict[UUID, dict[str, str | None]] = field(default_factory=dict)
     history: list[dict[str, Any]] = field(default_factory=list)
     notices: dict[Notice, dict[str, Any]] = field(default_factory=dict)
     availabilities: dict[UUID, tuple[NewAvailability, bytes | None]] = field(default_factory=dict)
@@ -145,6 +145,8 @@ class _Work:
     def _take_appointment(self, appointment: Appointment) -> None:
         self.appointments[appointment.id] = appointment
         texts = self.texts.setdefault(appointment.id, {})
+        if appointment.status is AppointmentStatus.REQUESTED:
+            texts["join_url"] = None  # where an acceptance said to meet holds no longer once the request is open again
         written = appointment.texts
         given = {"notes": written.notes, "reason": written.reason, "join_url": written.join_url}
         texts.update({name: value for name, value in given.items() if value is not None})
@@ -353,6 +355,7 @@ def _appointment_row(work: _Work, each: Appointment) -> dict[str, Any]:
     sealed = {
         name: _hex(privacy.seal(work.key_of(each.patient_id), written, context=f"appointments.{name}", row_id=each.id))
         for name, written in work.texts[each.id].items()
+        if written is not None
     }
     return {
         "id": str(each.id),
@@ -373,6 +376,7 @@ def _appointment_row(work: _Work, each: Appointment) -> dict[str, Any]:
         "refusal_kind": each.refusal_kind,
         "history_length": length,
         "history_hash": last.hex(),
+        "new_join_url": "join_url" in work.texts[each.id],
         **sealed,
     }
 
@@ -508,7 +512,7 @@ _INSERT_SLOTS = text(
 _APPOINTMENT_ROW = """
     (id uuid, slot_id uuid, doctor_id uuid, patient_id uuid, starts_at timestamptz, ends_at timestamptz, active boolean,
      status text, price bigint, currency text, requested_at timestamptz, expires_at timestamptz, decided_at timestamptz,
-     reschedules smallint, sequence smallint, refusal_kind text, notes text, reason text, join_url text,
+     reschedules smallint, sequence smallint, refusal_kind text, notes text, reason text, join_url text, new_join_url boolean,
      history_length smallint, history_hash text)
 """
 _UPDATE_APPOINTMENTS = text(
@@ -519,7 +523,7 @@ _UPDATE_APPOINTMENTS = text(
         reschedules = r.reschedules, sequence = r.sequence, refusal_kind = r.refusal_kind,
         notes = coalesce(decode(r.notes, 'hex'), appointments.notes),
         reason = coalesce(decode(r.reason, 'hex'), appointments.reason),
-        join_url = coalesce(decode(r.join_url, 'hex'), appointments.join_url),
+        join_url = case when r.new_join_url then decode(r.join_url, 'hex') else appointments.join_url end,
         history_length = r.history_length, history_hash = decode(r.history_hash, 'hex')
     from jsonb_to_recordset(cast(:rows as jsonb)) as r {_APPOINTMENT_ROW}
     where appointments.id = r.id

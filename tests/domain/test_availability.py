@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from domain.availability import Availability, Revision, Rule, free, intervals, overlapping, revise
 from domain.schedule import Doctor, Interval, Slot, SlotStatus
 
-THOUSANDS = settings(max_examples=1000, deadline=None)
+THOUSANDS = settings(max_examples=400, deadline=None)
 DAY = timedelta(days=1)
 MINUTE = timedelta(minutes=1)
 

@@ -15,7 +15,7 @@ from sqlalchemy import Connection, Engine, create_engine, text
 
 from domain import batches, inbox
 from domain.availability import Availability, Rule
-from domain.commands import AddSlot, Book, Cancel, Reschedule, SetAvailability
+from domain.commands import Accept, AddSlot, Book, Cancel, Reschedule, SetAvailability
 from domain.schedule import Interval, Role
 from domain.settings import Settings
 from local.servers import Postgres
@@ -279,6 +279,24 @@ def test_a_batch_looks_at_a_bounded_number_of_agendas(engine: Engine, settings: 
         while decided := batches.decide_batch(connection, settings, 0):
             sizes.append(len(decided.commands))
     assert sizes == [batches.AGENDAS, 2 + 2, 1, 1, 1]
+
+
+def test_where_to_meet_is_forgotten_when_an_accepted_appointment_moves(engine: Engine, settings: Settings) -> None:
+    with engine.begin() as connection:
+        doctor_id = add_doctor(connection, settings)
+        slots = [add_slot(connection, doctor_id, tomorrow(n)) for n in range(2)]
+        person_id = add_person(connection, settings)
+        send(connection, settings, person_id, Book(slots[0]))
+        batches.decide_batch(connection, settings, 0)
+        appointment_id = connection.execute(text("select id from appointments")).scalar_one()
+        for sender, command, role, kept in (
+            (doctor_id, Accept(appointment_id, "https://sala.example/1"), Role.DOCTOR, 1),
+            (person_id, Reschedule(appointment_id, slots[1]), Role.PATIENT, 0),
+            (doctor_id, Accept(appointment_id), Role.DOCTOR, 0),
+        ):
+            send(connection, settings, sender, command, role)
+            batches.decide_batch(connection, settings, 0)
+            assert count(connection, "select count(join_url) from appointments") == kept
 
 
 def test_a_history_is_chained_and_can_not_be_rewritten(engine: Engine, settings: Settings, postgres: Postgres) -> None:

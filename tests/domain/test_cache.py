@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
 from dataclasses import replace
 from datetime import timedelta
+from typing import Any
 from uuid import UUID
 
 import pytest
@@ -41,6 +42,7 @@ def engine(settings: Settings) -> Iterator[Engine]:
 @pytest.fixture
 def process(settings: Settings, engine: Engine, cache_server: CacheServer, broker: Broker) -> Iterator[Callable[..., Cache]]:
     """Makes the cache of one more process; with other settings, if given."""
+    module._left.set(None)  # a request of another test's may have spent the budget of this thread
     made = []
 
     def make(**others: object) -> Cache:
@@ -379,18 +381,25 @@ def test_many_are_read_at_once_and_only_the_missing_are_filled(cache: Cache):
 
 
 def test_a_frozen_cache_costs_one_request_its_budget_and_the_next_ones_nothing(
-    cache: Cache, price: Price, cache_server: CacheServer
+    cache: Cache, price: Price, cache_server: CacheServer, monkeypatch: pytest.MonkeyPatch
 ):
+    monkeypatch.setattr(module, "WITHOUT_SECONDS", 60.0)  # however slow this machine is
+    insist, waits = module._Server.insist, []
+
+    def timed(*arguments: Any) -> Any:
+        begun = time.monotonic()
+        try:
+            return insist(*arguments)
+        finally:
+            waits.append(time.monotonic() - begun)
+
     price.read(cache)
     cache_server.freeze()
-    begun = time.monotonic()
-    assert price.read(cache).body == b"100"
-    first = time.monotonic() - begun
+    monkeypatch.setattr(module._Server, "insist", timed)
     for _ in range(20):
         assert price.read(cache).body == b"100"
-    others = time.monotonic() - begun - first
-    assert 0.25 < first < 1.0
-    assert others < 20 * 0.25, "none of them waited for it"
+    (wait,) = waits
+    assert 0.25 < wait < 2.0
 
 
 def test_a_cache_that_answers_again_is_used_again(
@@ -407,16 +416,25 @@ def test_a_cache_that_answers_again_is_used_again(
     assert price.fills == fills
 
 
-def test_a_request_spends_its_budget_once_however_often_it_asks(cache: Cache, price: Price, raw: Redis):
+def test_a_request_spends_its_budget_once_however_often_it_asks(
+    cache: Cache, price: Price, raw: Redis, monkeypatch: pytest.MonkeyPatch
+):
+    insist, given = module._Server.insist, []
+
+    def noted(server: Any, commands: Any, seconds: float) -> Any:
+        given.append(seconds)
+        return insist(server, commands, seconds)
+
+    monkeypatch.setattr(module._Server, "insist", noted)
+
     def request() -> None:
         cache.new_budget()
         raw.client_pause(200)
         price.read(cache)
         assert price.fills == 1, "a slow answer within the budget is taken"
         raw.client_pause(1000)
-        begun = time.monotonic()
         price.read(cache)
-        assert time.monotonic() - begun < 0.25, "it did not begin a budget anew"
+        assert given[-1] < 0.15, "it did not begin a budget anew"
         assert price.fills == 2, "what was left of the budget was not enough"
 
     price.read(cache)

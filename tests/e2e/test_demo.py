@@ -36,7 +36,7 @@ Json = dict[str, Any]
 def state(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """The folder of a running stack."""
     state = tmp_path_factory.mktemp("demo") / "state"
-    environ = {**os.environ, "STATE_DIR": str(state), "PORT": str(free_port()), "FLOWER": "off"}
+    environ = {**os.environ, "STATE_DIR": str(state), "PORT": str(free_port()), "FLOWER": "off", "API_WORKERS": "1"}
     up = subprocess.Popen([sys.executable, "-m", "local.up"], cwd=ROOT, env=environ, stdout=subprocess.DEVNULL)
     try:
         deadline = time.monotonic() + READY_SECONDS

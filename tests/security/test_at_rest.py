@@ -107,7 +107,8 @@ def stack(tmp_path_factory: pytest.TempPathFactory, long: bool) -> Iterator[tupl
         "STATE_DIR": str(state),
         "PORT": str(port),
         "RATE_LIMITS": "off" if long else "on",
-        "API_WORKERS": "2",
+        "API_WORKERS": "1",
+        "BOOKING_WORKERS": "1",
     }
     up = subprocess.Popen([sys.executable, "-m", "local.up"], cwd=ROOT, env=environ, stdout=subprocess.DEVNULL)
     try:
