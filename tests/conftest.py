@@ -99,18 +99,23 @@ def settings(environ: dict[str, str]) -> Settings:
 @pytest.fixture(autouse=True)
 def start_clean(request: pytest.FixtureRequest) -> None:
     """Bring the servers that a test uses to where they were when first started, whatever the last one did to them."""
-    if "postgres" in request.fixturenames:
-        _ready(request.getfixturevalue("postgres"))
-        _empty(request.getfixturevalue("postgres"))
-    if "replica" in request.fixturenames:
-        _ready(request.getfixturevalue("replica"))
-        request.getfixturevalue("replica").resume()
-    for name in ("broker", "cache_server"):
+    for name in ("postgres", "replica", "broker", "cache_server"):
         if name in request.fixturenames:
-            server = request.getfixturevalue(name)
-            _ready(server)
-            with redis.Redis.from_url(server.url) as client:
-                client.flushall()
+            start_again(request.getfixturevalue(name))
+
+
+def start_again(server: Server) -> None:
+    """Have a server run and hold nothing, whatever was done to it. A fixture that outlives one test calls this itself."""
+    server.thaw()
+    if not server.running:
+        server.start()
+    if isinstance(server, Replica):
+        server.resume()
+    elif isinstance(server, Postgres):
+        _empty(server)
+    else:
+        with redis.Redis.from_url(server.url) as client:
+            client.flushall()
 
 
 @contextmanager
@@ -120,12 +125,6 @@ def _running(server: AnyServer) -> Iterator[AnyServer]:
         yield server
     finally:
         server.stop()
-
-
-def _ready(server: Server) -> None:
-    server.thaw()
-    if not server.running:
-        server.start()
 
 
 def _empty(server: Postgres) -> None:

@@ -21,7 +21,8 @@ from domain.settings import Settings
 from local import story
 from local.people import PATIENTS, PENDING, SUSPENDED, VERIFIED
 from local.seed import seed
-from local.servers import Postgres
+from local.servers import Broker, Cache, Postgres
+from tests.conftest import start_again
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -94,7 +95,9 @@ FACTS = {
 
 
 @pytest.fixture(scope="module")
-def seeded(postgres: Postgres, broker: object, cache_server: object, settings: Settings) -> Seeded:
+def seeded(postgres: Postgres, broker: Broker, cache_server: Cache, settings: Settings) -> Seeded:
+    for server in (postgres, broker, cache_server):
+        start_again(server)
     database = Database(postgres)
     log_ins = seed(settings)
     counts = database.counts()
