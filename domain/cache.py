@@ -422,7 +422,7 @@ class Cache:
                 with self._reads.connect() as connection:
                     connection.execute(_MARK, {"epoch": row.epoch})
                     row = connection.execute(_CACHE_ROW).one()
-        if not row.in_use and row.age < MARK_SECONDS:
+        if not row.in_use and row.age < MARK_SECONDS:  # some process may believe its last reading for so long
             time.sleep(MARK_SECONDS - row.age)
 
     def _tell(self, scopes: Iterable[str]) -> None:

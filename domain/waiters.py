@@ -74,7 +74,7 @@ class Waiters:
                         if message is not None:
                             self._wake(message["data"])
             except (RedisError, OSError):
-                time.sleep(1.0)
+                time.sleep(1.0)  # a broker that is gone is asked again no oftener than its waiters look for themselves
 
     def _wake(self, data: bytes | str) -> None:
         names = (data.decode() if isinstance(data, bytes) else data).split()

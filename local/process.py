@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO
@@ -17,7 +18,7 @@ import psutil
 KILL_SECONDS = 6.0
 
 
-class Process:
+class Process(ABC):
     """One process, however often it is launched anew. What it prints is appended to `log`.
 
     Launch it from a thread that stays: the kernel takes the end of the thread for the parent's.
@@ -42,9 +43,9 @@ class Process:
         code = self.process.poll() if self.process else None
         return signal.Signals(-code).name if code is not None and code < 0 else f"exit code {code}"
 
+    @abstractmethod
     def launch(self) -> None:
         """Start it anew, without waiting until it is ready; what a former launch left behind is killed first."""
-        raise NotImplementedError
 
     def ask(self) -> None:
         """Ask it to end, without waiting."""

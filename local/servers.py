@@ -12,6 +12,7 @@ import signal
 import socket
 import subprocess
 import time
+from abc import abstractmethod
 from collections.abc import Iterator, Mapping
 from importlib.util import find_spec
 from pathlib import Path
@@ -64,9 +65,9 @@ class Server(Process):
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
 
     @property
+    @abstractmethod
     def url(self) -> str:
         """Where the application connects, password included."""
-        raise NotImplementedError
 
     def start(self) -> None:
         """Launch it and wait until it answers. Raises ServerError."""
@@ -80,9 +81,9 @@ class Server(Process):
                 raise ServerError(f"{self.name} did not answer in time: {self.last_words()}")
             time.sleep(0.02)
 
+    @abstractmethod
     def answers(self) -> bool:
         """Whether a client gets a plain answer now."""
-        raise NotImplementedError
 
     def erase(self) -> None:
         """Kill it and remove what it stored: the next start is empty, at the same address."""
