@@ -13,7 +13,6 @@ import secrets
 import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextvars import ContextVar
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from types import MappingProxyType
@@ -22,10 +21,6 @@ from uuid import UUID
 
 import structlog
 from redis import RedisError
-from redis.backoff import NoBackoff
-from redis.connection import BlockingConnectionPool
-from redis.exceptions import TimeoutError as RedisTimeout
-from redis.retry import Retry
 from sqlalchemy import Connection, Engine, Row, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
@@ -33,11 +28,10 @@ from uuid_utils.compat import uuid7
 
 from domain import database
 from domain.errors import NotFound, Unavailable
+from domain.redis_server import BUDGET_SECONDS, RedisServer, Silent, new_budget
 from domain.replica import Behind, Replica
 from domain.settings import Settings
 
-BUDGET_SECONDS = 0.3  # of Redis in one request
-WITHOUT_SECONDS = 2.0  # for so long a process does without a Redis that did not answer
 BELIEVED_SECONDS = 2.0  # a reading of the cache row is good for so long, counted from before it was asked for
 MARK_SECONDS = 3.0  # after the mark nothing is reported, and the cache is not used again, any earlier
 FINISH_SECONDS = 1.0  # an invalidation waits longer than a reader: giving up costs everybody the cache
@@ -49,9 +43,7 @@ DECIDED: Final = "decided"  # the broker's channel on which decided commands are
 
 LEASE: Final = "lease"  # the field of each scope that is no projection
 
-_LEAST_SECONDS = 0.02  # whoever has spent the budget may still take an answer that comes at once
 _FLIGHT_SECONDS = 15.0
-_CONNECTIONS = 64  # to one server
 _BATCH_LOOKS = 50  # for the end of a batch: longer than the relay takes to finish what a crash left
 _BATCH_PAUSE = 0.2
 
@@ -95,14 +87,6 @@ def etag(body: bytes) -> str:
     return hashlib.blake2b(body, digest_size=12).hexdigest()
 
 
-class Silent(Exception):
-    """The cache did not answer in time, or is not to be asked right now."""
-
-
-class Busy(RedisError):
-    """All connections of this process are in use: that says nothing about the server."""
-
-
 class Cache:
     """The projections, as one process reads, fills and invalidates them. Make it after a fork."""
 
@@ -111,8 +95,8 @@ class Cache:
         self.engine = engine
         self._reads = engine.execution_options(isolation_level="AUTOCOMMIT")
         self._replica = Replica(settings.database_replica_url, engine) if settings.database_replica_url else None
-        self._server = _Server(settings.cache_url)
-        self._broker = _Server(settings.broker_url)
+        self._server = RedisServer(settings.cache_url)
+        self._broker = RedisServer(settings.broker_url)
         self._row = _Row(settings)
         self._flights = _Flights()
 
@@ -143,7 +127,7 @@ class Cache:
 
     def new_budget(self) -> None:
         """Begin a request, which may spend 300 ms on Redis from here on."""
-        _left.set([BUDGET_SECONDS])
+        new_budget()
 
     def answers(self) -> bool:
         """Whether the cache server answers now."""
@@ -534,78 +518,6 @@ _LEFT_OVER = text(
     "select id, scopes from batches where finished_at is null and created_at < clock_timestamp() - interval '5 seconds'"
     " order by created_at limit 100 for update skip locked"
 )
-
-_left: ContextVar[list[float] | None] = ContextVar("left", default=None)  # of the current request's budget, in seconds
-
-
-class _Server:
-    """One Redis, asked without retries and in bounded time; one that did not answer is not asked again for 2 seconds."""
-
-    def __init__(self, url: str) -> None:
-        self._pool = BlockingConnectionPool.from_url(
-            url,
-            max_connections=_CONNECTIONS,
-            timeout=BUDGET_SECONDS,
-            socket_timeout=BUDGET_SECONDS,
-            socket_connect_timeout=BUDGET_SECONDS,
-            retry=Retry(NoBackoff(), 0),
-            driver_info=None,
-            protocol=2,
-        )
-        self._seats = threading.BoundedSemaphore(_CONNECTIONS)
-        self._without_until = 0.0
-
-    def ask(self, commands: Sequence[tuple[Any, ...]]) -> list[Any]:
-        """The replies to one round trip of commands, within what is left of the request's budget. Raises Silent."""
-        begun = time.monotonic()
-        if self._without_until:
-            if begun < self._without_until:
-                raise Silent
-            self._without_until = begun + WITHOUT_SECONDS  # one asks again; the others go on without
-        left = _left.get() or [BUDGET_SECONDS]
-        try:
-            replies = self.insist(commands, left[0])
-        except Busy:
-            raise Silent from None
-        except (RedisError, OSError):
-            if left[0] > _LEAST_SECONDS:  # else it was this request that had no time left
-                self._without_until = time.monotonic() + WITHOUT_SECONDS
-            raise Silent from None
-        finally:
-            left[0] -= time.monotonic() - begun
-        self._without_until = 0.0
-        return replies
-
-    def insist(self, commands: Sequence[tuple[Any, ...]], seconds: float) -> list[Any]:
-        """The replies to one round trip of commands, asked even if the last time was in vain. Raises RedisError or OSError."""
-        deadline = time.monotonic() + seconds
-        if not self._seats.acquire(timeout=max(seconds, _LEAST_SECONDS)):
-            raise Busy
-        try:
-            connection = self._pool.get_connection()  # type: ignore[no-untyped-call]
-            try:
-                connection.send_packed_command(connection.pack_commands(commands))
-                return [_reply(connection, deadline - time.monotonic()) for _ in commands]
-            except BaseException:
-                connection.disconnect()
-                raise
-            finally:
-                self._pool.release(connection)  # type: ignore[no-untyped-call]
-        finally:
-            self._seats.release()
-
-    def close(self) -> None:
-        """Close the connections."""
-        self._pool.disconnect()
-
-
-def _reply(connection: Any, seconds: float) -> Any:
-    try:
-        return connection.read_response(timeout=max(seconds, _LEAST_SECONDS), disconnect_on_error=False)
-    except RedisTimeout:
-        if not connection.can_read(0):
-            raise
-        return connection.read_response(disconnect_on_error=False)  # it was there: this process came late, not the answer
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,7 +23,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from uuid_utils.compat import uuid7
 
 from domain import cache as module
-from domain import database
+from domain import database, redis_server
 from domain.cache import Answer, Cache, Filled, changing, record_batch
 from domain.errors import NotFound, Unavailable
 from domain.settings import Settings
@@ -42,7 +42,7 @@ def engine(settings: Settings) -> Iterator[Engine]:
 @pytest.fixture
 def process(settings: Settings, engine: Engine, cache_server: CacheServer, broker: Broker) -> Iterator[Callable[..., Cache]]:
     """Makes the cache of one more process; with other settings, if given."""
-    module._left.set(None)  # a request of another test's may have spent the budget of this thread
+    redis_server._left.set(None)  # a request of another test's may have spent the budget of this thread
     made = []
 
     def make(**others: object) -> Cache:
@@ -383,8 +383,8 @@ def test_many_are_read_at_once_and_only_the_missing_are_filled(cache: Cache):
 def test_a_frozen_cache_costs_one_request_its_budget_and_the_next_ones_nothing(
     cache: Cache, price: Price, cache_server: CacheServer, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(module, "WITHOUT_SECONDS", 60.0)  # however slow this machine is
-    insist, waits = module._Server.insist, []
+    monkeypatch.setattr(redis_server, "WITHOUT_SECONDS", 60.0)  # however slow this machine is
+    insist, waits = redis_server.RedisServer.insist, []
 
     def timed(*arguments: Any) -> Any:
         begun = time.monotonic()
@@ -395,7 +395,7 @@ def test_a_frozen_cache_costs_one_request_its_budget_and_the_next_ones_nothing(
 
     price.read(cache)
     cache_server.freeze()
-    monkeypatch.setattr(module._Server, "insist", timed)
+    monkeypatch.setattr(redis_server.RedisServer, "insist", timed)
     for _ in range(20):
         assert price.read(cache).body == b"100"
     (wait,) = waits
@@ -405,7 +405,7 @@ def test_a_frozen_cache_costs_one_request_its_budget_and_the_next_ones_nothing(
 def test_a_cache_that_answers_again_is_used_again(
     cache: Cache, price: Price, cache_server: CacheServer, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(module, "WITHOUT_SECONDS", 0.2)
+    monkeypatch.setattr(redis_server, "WITHOUT_SECONDS", 0.2)
     price.read(cache)
     cache_server.freeze()
     price.read(cache)
@@ -419,13 +419,13 @@ def test_a_cache_that_answers_again_is_used_again(
 def test_a_request_spends_its_budget_once_however_often_it_asks(
     cache: Cache, price: Price, raw: Redis, monkeypatch: pytest.MonkeyPatch
 ):
-    insist, given = module._Server.insist, []
+    insist, given = redis_server.RedisServer.insist, []
 
     def noted(server: Any, commands: Any, seconds: float) -> Any:
         given.append(seconds)
         return insist(server, commands, seconds)
 
-    monkeypatch.setattr(module._Server, "insist", noted)
+    monkeypatch.setattr(redis_server.RedisServer, "insist", noted)
 
     def request() -> None:
         cache.new_budget()
@@ -443,7 +443,7 @@ def test_a_request_spends_its_budget_once_however_often_it_asks(
 
 def test_a_request_that_has_spent_its_budget_costs_no_other_one_the_cache(cache: Cache, price: Price, raw: Redis):
     def late() -> None:
-        module._left.set([0.0])
+        redis_server._left.set([0.0])
         price.read(cache)
 
     price.read(cache)
@@ -489,7 +489,7 @@ def test_control_without_the_mark_the_thawed_cache_shows_what_was_true_before(
 ):
     monkeypatch.setattr(module, "_MARK", text("select :epoch"))
     monkeypatch.setattr(module, "FINISH_SECONDS", 0.1)
-    monkeypatch.setattr(module._Server, "insist", drop_unanswered(module._Server.insist))
+    monkeypatch.setattr(redis_server.RedisServer, "insist", drop_unanswered(redis_server.RedisServer.insist))
     reader, decider = process(), process()
     freeze_across_a_change(reader, decider, price, cache_server)
     assert price.read(reader).body == b"100"
@@ -724,10 +724,10 @@ monkey.patch_all()
 import os
 import gevent
 from sqlalchemy import create_engine
-from domain import cache as module
+from domain import redis_server
 from domain.cache import Cache, Filled
 from domain.settings import load
-module.BUDGET_SECONDS = 30.0  # what is shared is asked here, not how soon a busy machine answers
+redis_server.BUDGET_SECONDS = 30.0  # what is shared is asked here, not how soon a busy machine answers
 settings = load(os.environ)
 cache = Cache(settings, create_engine(settings.database_url))
 cache.start()
