@@ -451,18 +451,18 @@ _APPOINTMENTS = """
         people.status as patient_status, wrapped
     from appointments join people on people.id = patient_id left join person_keys on person_id = patient_id
 """
+# By where they start, too, since that is indexed: none lasts longer than a day, and nobody's past is read again and again.
+_NOT_OVER = "ends_at > :since and starts_at > cast(:since as timestamptz) - interval '1 day'"
 _READ_APPOINTMENTS = text(
     f"""
     {_APPOINTMENTS} where appointments.id = any(array(
         select unnest(cast(:named as uuid[]))
         union select id from appointments
-        where patient_id = any(cast(:patients as uuid[])) and active and ends_at > :since
+        where patient_id = any(cast(:patients as uuid[])) and active and {_NOT_OVER}
     ))
     """
 )
-_READ_AGENDA_APPOINTMENTS = text(
-    f"{_APPOINTMENTS} where doctor_id = any(cast(:doctors as uuid[])) and active and ends_at > :since"
-)
+_READ_AGENDA_APPOINTMENTS = text(f"{_APPOINTMENTS} where doctor_id = any(cast(:doctors as uuid[])) and active and {_NOT_OVER}")
 _SLOTS = "select id, doctor_id, starts_at, ends_at, status, held, extra, price from slots"
 _READ_SLOTS = text(
     f"""
@@ -472,8 +472,8 @@ _READ_SLOTS = text(
     ))
     """
 )
-_READ_AGENDA_SLOTS = text(f"{_SLOTS} where doctor_id = any(cast(:doctors as uuid[])) and ends_at > :since")
-# Within a day of each. By where they start, too, since that is indexed: none lasts longer than a day.
+_READ_AGENDA_SLOTS = text(f"{_SLOTS} where doctor_id = any(cast(:doctors as uuid[])) and {_NOT_OVER}")
+# Within a day of each.
 _READ_SLOTS_AROUND = text(
     f"""
     {_SLOTS} where id = any(array(

@@ -46,6 +46,8 @@ COLUMNS: Final = (
     "id, lane, kind, actor_id, request_id, status, received_at, decided_at, batch_id, appointment_id, result, error_code,"
     " error_detail"
 )
+# The same of a command that was archived, which needs neither its lane nor its batch any more.
+ARCHIVED: Final = COLUMNS.replace(" lane,", " null as lane,").replace(" batch_id,", " null as batch_id,")
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +120,10 @@ def sent_before(connection: Connection, settings: Settings, sender: Sender, key:
     """The command that this request stored when it was first sent, if it was. Raises Invalid (`idempotency_key_reused`)."""
     key_hash, request_hash = _hashes(settings, key, fingerprint)
     row = connection.execute(
-        text(f"select {COLUMNS}, request_hash from commands where actor_id = :actor and key_hash = :key_hash"),
+        text(
+            f"select {COLUMNS}, request_hash from commands where actor_id = :actor and key_hash = :key_hash union all"
+            f" select {ARCHIVED}, request_hash from archived_commands where actor_id = :actor and key_hash = :key_hash"
+        ),
         {"actor": sender.id, "key_hash": key_hash},
     ).one_or_none()
     # Of an erased person's requests not even the hash is left.
@@ -162,13 +167,14 @@ def insert_due_expiries(connection: Connection) -> list[int]:
 
     One that could not be decided waits again after a minute, since nothing else would ever free its slot.
     """
+    # clock_timestamp() would bound no index: each look would read all requests that still have time.
     return list(
         connection.execute(
             text(
                 "insert into commands (id, lane, kind, actor_id, actor_role, doctor_id, appointment_id, payload, deadline)"
                 " select uuidv7(), doctors.lane, 'expire', :system, 'system', doctors.id, due.id, '{}', due.expires_at"
                 " from appointments due join doctors on doctors.id = due.doctor_id"
-                " where due.status = 'requested' and due.expires_at <= clock_timestamp() and not exists (select from commands"
+                " where due.status = 'requested' and due.expires_at <= statement_timestamp() and not exists (select from commands"
                 f" where kind = 'expire' and appointment_id = due.id and deadline = due.expires_at and not {_FAILED})"
                 " order by due.expires_at limit 1000"
                 " on conflict (appointment_id, deadline) where kind = 'expire' do update set status = 'pending', attempts = 0,"

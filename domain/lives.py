@@ -26,25 +26,35 @@ def life(connection: Connection, command_id: UUID) -> Life:
     command = connection.execute(_COMMAND, {"id": command_id}).one_or_none()
     if command is None:
         raise NotFound("Não há este comando. / There is no such command.")
-    steps = connection.execute(_STEPS, {"id": command_id}).all()
-    return Life(command, steps, connection.execute(_NOTICES, {"id": command_id}).all())
+    parameters = {"id": command_id, "appointment": command.appointment_id}
+    steps = connection.execute(_STEPS, parameters).all()
+    return Life(command, steps, connection.execute(_NOTICES, parameters).all())
 
 
 _COMMAND = text(
     """
-    select commands.id, kind, actor_role, actor_id, doctor_id, request_id, lane, seq, status, attempts, error_code, error_detail,
-        received_at, decided_at, batch_id, scopes, finished_at, clock_timestamp() as now, false as archived
+    select commands.id, kind, actor_role, actor_id, doctor_id, appointment_id, request_id, lane, seq, status, attempts,
+        error_code, error_detail, received_at, decided_at, batch_id, scopes, finished_at,
+        clock_timestamp() as now, false as archived
     from commands left join batches on batches.id = batch_id where commands.id = :id
     union all
-    select id, kind, actor_role, actor_id, doctor_id, request_id, null, seq, status, null, error_code, null,
-        received_at, decided_at, null, null, null, clock_timestamp(), true
+    select id, kind, actor_role, actor_id, doctor_id, appointment_id, request_id, null, seq, status, null,
+        error_code, error_detail, received_at, decided_at, null, null, null, clock_timestamp(), true
     from archived_commands where id = :id
     """
 )
-_STEPS = text("select appointment_id, status, by from history where command_id = :id order by appointment_id, position")
+# A command changes one appointment at most, by which its traces are found.
+_STEPS = text(
+    "select appointment_id, status, by from history where appointment_id = :appointment and command_id = :id order by position"
+)
 _NOTICES = text(
     """
-    select notices.id, kind, role, person_id, due_at, attempts, sent_at, dropped_at, drop_reason
-    from notices join people on people.id = person_id where command_id = :id order by due_at, notices.id
+    select told.id, kind, role, person_id, due_at, attempts, sent_at, dropped_at, drop_reason from (
+        select id, kind, person_id, due_at, attempts, sent_at, dropped_at, drop_reason
+        from notices where appointment_id = :appointment and command_id = :id
+        union all
+        select id, kind, person_id, due_at, attempts, sent_at, dropped_at, drop_reason
+        from archived_notices where appointment_id = :appointment and command_id = :id
+    ) as told join people on people.id = person_id order by due_at, told.id
     """
 )

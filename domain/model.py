@@ -136,6 +136,7 @@ class AvailabilityRecord(Base):
     """A doctor's weekly rules and exceptions, as last put."""
 
     __tablename__ = "availabilities"
+    __table_args__ = (Index("ix_availabilities_extended_on", "extended_on", "doctor_id"),)
 
     doctor_id: Mapped[UUID] = mapped_column(ForeignKey("doctors.id"), primary_key=True)
     rules: Mapped[list[dict[str, Any]]] = mapped_column(JSONB())
@@ -279,10 +280,19 @@ class CommandRecord(Base):
 
 
 class ArchivedCommand(Base):
-    """What remains of a command 90 days after its decision: who asked for what, and when, and whether it was granted."""
+    """What remains of a command 90 days after its decision: who asked, when, under which key, and what was answered."""
 
     __tablename__ = "archived_commands"
-    __table_args__ = (Index("ix_archived_commands_actor_id", "actor_id", "id"),)
+    __table_args__ = (
+        Index("ix_archived_commands_actor_id", "actor_id", "id"),
+        Index(
+            "uq_archived_commands_idempotency",
+            "actor_id",
+            "key_hash",
+            unique=True,
+            postgresql_where=text("key_hash is not null"),
+        ),
+    )
 
     id: Mapped[UUID] = mapped_column(primary_key=True)
     seq: Mapped[int] = mapped_column(BigInteger)
@@ -297,6 +307,10 @@ class ArchivedCommand(Base):
     request_id: Mapped[str | None]
     received_at: Mapped[datetime]
     decided_at: Mapped[datetime]
+    error_detail: Mapped[str | None]
+    result: Mapped[dict[str, Any] | None]
+    key_hash: Mapped[bytes | None]
+    request_hash: Mapped[bytes | None]
 
 
 class BatchRecord(Base):
@@ -344,6 +358,11 @@ class NoticeRecord(Base):
             "dropped_at",
             postgresql_where=text("drop_reason in ('address_refused', 'undeliverable', 'faulty')"),
         ),
+        Index(
+            "ix_notices_settled",
+            text("coalesce(sent_at, dropped_at)"),
+            postgresql_where=text("sent_at is not null or dropped_at is not null"),
+        ),
     )
 
     id: Mapped[UUID] = mapped_column(primary_key=True)
@@ -366,11 +385,38 @@ class NoticeRecord(Base):
     read_at: Mapped[datetime | None]
 
 
+class ArchivedNotice(Base):
+    """What remains of a notice 90 days after it was sent or given up: whom it told what, when, and whether it was read."""
+
+    __tablename__ = "archived_notices"
+    __table_args__ = (
+        Index("ix_archived_notices_person_id", "person_id", "id"),
+        Index("ix_archived_notices_appointment_id", "appointment_id"),
+    )
+
+    id: Mapped[UUID] = mapped_column(primary_key=True)
+    person_id: Mapped[UUID] = mapped_column(ForeignKey("people.id"))
+    appointment_id: Mapped[UUID | None] = mapped_column(ForeignKey("appointments.id"))
+    kind: Mapped[str]
+    due_at: Mapped[datetime]
+    during: Mapped[Range[datetime] | None]
+    command_id: Mapped[UUID | None]
+    created_at: Mapped[datetime]
+    attempts: Mapped[int] = mapped_column(SmallInteger)
+    sent_at: Mapped[datetime | None]
+    dropped_at: Mapped[datetime | None]
+    drop_reason: Mapped[str | None]
+    read_at: Mapped[datetime | None]
+
+
 class SessionRecord(Base):
     """One log-in and the family of refresh tokens that follows from it."""
 
     __tablename__ = "sessions"
-    __table_args__ = (Index("ix_sessions_person_id", "person_id", "created_at"),)
+    __table_args__ = (
+        Index("ix_sessions_person_id", "person_id", "created_at"),
+        Index("ix_sessions_over", text("coalesce(revoked_at, expires_at)")),
+    )
 
     id: Mapped[UUID] = mapped_column(primary_key=True)
     person_id: Mapped[UUID] = mapped_column(ForeignKey("people.id"))

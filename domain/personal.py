@@ -59,6 +59,7 @@ class Holding:
 
 _OF_APPOINTMENT = "(patient_id = :person or doctor_id = :person)"
 
+# What is archived stands behind what it was: an erasure that waited for the relay finds it there.
 HOLDINGS: Final[Mapping[str, Holding]] = MappingProxyType(
     {
         "people": Holding(
@@ -116,8 +117,9 @@ HOLDINGS: Final[Mapping[str, Holding]] = MappingProxyType(
         "archived_commands": Holding(
             whose="actor_id = :person",
             ids="id doctor_id slot_id appointment_id actor_id",
-            told="kind actor_role status error_code received_at decided_at",
-            plain="seq request_id",
+            told="kind actor_role status received_at decided_at result error_code error_detail",
+            hidden="request_hash",
+            plain="seq key_hash request_id",
         ),
         "notices": Holding(
             whose="person_id = :person",
@@ -125,6 +127,12 @@ HOLDINGS: Final[Mapping[str, Holding]] = MappingProxyType(
             told="kind due_at during created_at sent_at dropped_at drop_reason read_at",
             hidden="secret",
             plain="sequence request_id next_try_at claimed_until attempts",
+        ),
+        "archived_notices": Holding(
+            whose="person_id = :person",
+            ids="id person_id appointment_id command_id",
+            told="kind due_at during created_at sent_at dropped_at drop_reason read_at",
+            plain="attempts",
         ),
         "sessions": Holding(
             whose="person_id = :person",
@@ -208,9 +216,7 @@ def empty(connection: Connection, person_id: UUID) -> None:
 def accesses(connection: Connection, person_id: UUID, *, limit: int, offset: int) -> tuple[list[dict[str, Any]], int]:
     """One page of who read or changed a person's data, newest first, and how many entries there are. Only doctors are named."""
     rows = connection.execute(_ACCESSES, {"person": person_id, "limit": limit, "offset": offset}).all()
-    total: int = connection.execute(
-        text("select count(*) from audit where subject_id = :person"), {"person": person_id}
-    ).scalar_one()
+    total: int = connection.execute(_ENTRIES, {"person": person_id}).scalar_one()
     return [
         {
             "at": row.at,
@@ -226,6 +232,8 @@ def accesses(connection: Connection, person_id: UUID, *, limit: int, offset: int
     ], total
 
 
+# A person's entries are numbered without a gap, so that nobody needs to count them.
+_ENTRIES = text("select coalesce(max(position), 0) from audit where subject_id = :person")
 _ACCESSES = text(
     """
     select at, action, actor_role, actor_id, name, crm_number, crm_suffix, crm_state

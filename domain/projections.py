@@ -14,7 +14,7 @@ from sqlalchemy.dialects.postgresql import aggregate_order_by
 
 from domain import audit, inbox, privacy
 from domain.answers import COUNTED, NOW, PageQuery, Rows, as_json, asked, field, given, instant, money, paged, resolved, turned
-from domain.cache import ANSWER, Answer, Cache, Filled
+from domain.cache import ANSWER, Answer, Cache, Filled, Wanted
 from domain.directory import DOCTOR_COLUMNS, doctor_named
 from domain.model import AppointmentRecord, DoctorRecord, HistoryRecord, Person, PersonKey
 from domain.privacy import KeyRing
@@ -37,32 +37,44 @@ def appointments(cache: Cache, person_id: UUID, role: Role, query: AppointmentQu
     """A page of a patient's or a doctor's own appointments, without notes. Raises Invalid for a bad cursor."""
     query, after = resolved(cache.settings, query, person_id)
     return cache.read(
-        f"person:{person_id}",
-        field(_reader_field("appointments", cache, person_id, role), query, after),
+        *at_appointments(cache, person_id, role, query, after),
         lambda connection: _appointments(connection, cache, person_id, role, query, after),
         reader=person_id,
     )
 
 
+def at_appointments(cache: Cache, person_id: UUID, role: Role, query: AppointmentQuery, after: Any) -> Wanted:
+    """Where a page of somebody's own appointments is cached. Raises Unavailable."""
+    return f"person:{person_id}", field(_reader_field("appointments", cache, person_id, role), query, after)
+
+
 def appointment(cache: Cache, appointment_id: UUID, reader_id: UUID, role: Role) -> Answer:
     """One appointment with its notes and its history, for its patient or its doctor. Raises NotFound."""
     return cache.read(
-        f"appointment:{appointment_id}",
-        _reader_field("appointment", cache, reader_id, role),
+        *at_appointment(cache, appointment_id, reader_id, role),
         lambda connection: _appointment(connection, cache, appointment_id, role),
         reader=reader_id,
     )
 
 
+def at_appointment(cache: Cache, appointment_id: UUID | str, reader_id: UUID, role: Role) -> Wanted:
+    """Where one appointment is cached for this reader. Raises Unavailable."""
+    return f"appointment:{appointment_id}", _reader_field("appointment", cache, reader_id, role)
+
+
 def command(cache: Cache, command_id: UUID, reader_id: UUID) -> Answer:
     """One command, for who sent it; a decided one only when its batch is finished. Raises NotFound."""
     return cache.read(
-        f"command:{command_id}",
-        ANSWER,
+        *at_command(command_id),
         lambda connection: _command(connection, cache, command_id),
         reader=reader_id,
         primary=True,
     )
+
+
+def at_command(command_id: UUID | str) -> Wanted:
+    """Where one command is cached."""
+    return f"command:{command_id}", ANSWER
 
 
 def availability(cache: Cache, doctor_id: UUID) -> Answer:
@@ -292,12 +304,14 @@ _COMMAND = text(
     " from commands left join batches on batches.id = commands.batch_id and batches.finished_at is null"
     " where commands.id = :id"
 )
+_ARCHIVED_COMMAND = text(f"select {inbox.ARCHIVED} from archived_commands where id = :id")
 
 
 def _command(connection: Connection, cache: Cache, command_id: UUID) -> Filled | None:
     row = connection.execute(_COMMAND, {"id": command_id}).one_or_none()
     if row is None:
-        return None
+        archived = connection.execute(_ARCHIVED_COMMAND, {"id": command_id}).one_or_none()
+        return None if archived is None else decided(archived)
     filled = decided(row)
     if row.status == "pending":
         return replace(filled, fresh_until=row.now + timedelta(seconds=PENDING_SECONDS))

@@ -9,7 +9,7 @@ from sqlalchemy import Connection, text
 from domain.cache import Change
 
 PORTION: Final = 1000  # rows of each kind at a time, so that nobody waits for it
-COMMAND_DAYS: Final = 90  # decided commands can be read for so long
+ARCHIVE_DAYS: Final = 90  # after which what was decided, told or made known only lies in the way
 SESSION_DAYS: Final = 180  # as long as an address that logged in counts as known (domain.sessions)
 YEARS: Final = 20  # Lei 13.787/2018, art. 6: records of consultations, counted from the last entry
 
@@ -17,9 +17,9 @@ YEARS: Final = 20  # Lei 13.787/2018, art. 6: records of consultations, counted 
 def keep_terms(change: Change) -> int:
     """Do one portion of what the terms ask for; how many rows it was. Nothing is left to do when it is none."""
     connection = change.connection
-    done = sum(
-        connection.execute(statement, {"portion": PORTION}).rowcount
-        for statement in (_ARCHIVE_COMMANDS, _FORGET_BATCHES, _FORGET_SESSIONS, _FORGET_RETAINED)
+    done: int = sum(
+        connection.execute(statement, {"portion": PORTION}).scalar_one()
+        for statement in (_ARCHIVE_COMMANDS, _ARCHIVE_NOTICES, _FORGET_BATCHES, _FORGET_SESSIONS, _FORGET_RETAINED)
     )
     return done + _forget_texts(connection, change)
 
@@ -32,38 +32,66 @@ def _forget_texts(connection: Connection, change: Change) -> int:
     return len(rows)
 
 
-_ARCHIVED = (
-    "id, seq, kind, actor_id, actor_role, doctor_id, slot_id, appointment_id, status, error_code, request_id,"
-    " received_at, decided_at"
+_COMMAND = (
+    "id, seq, kind, actor_id, actor_role, doctor_id, slot_id, appointment_id, status, error_code, error_detail, result,"
+    " key_hash, request_hash, request_id, received_at, decided_at"
 )
+# Nobody asked for what moved a horizon, or was answered: there is one for each doctor and day, and nothing to keep of it.
 _ARCHIVE_COMMANDS = text(
     f"""
     with gone as (
         delete from commands where id = any(array(
             select id from commands
-            where status <> 'pending' and decided_at < statement_timestamp() - interval '{COMMAND_DAYS} days'
+            where status <> 'pending' and decided_at < statement_timestamp() - interval '{ARCHIVE_DAYS} days'
             order by decided_at limit :portion for update skip locked
-        )) returning {_ARCHIVED}
+        )) returning {_COMMAND}
+    ), kept as (
+        insert into archived_commands ({_COMMAND}) select {_COMMAND} from gone where kind <> 'extend_horizon'
     )
-    insert into archived_commands ({_ARCHIVED}) select {_ARCHIVED} from gone
+    select count(*) from gone
+    """
+)
+_NOTICE = (
+    "id, person_id, appointment_id, kind, due_at, during, command_id, created_at, attempts, sent_at, dropped_at, drop_reason,"
+    " read_at"
+)
+_ARCHIVE_NOTICES = text(
+    f"""
+    with gone as (
+        delete from notices where id = any(array(
+            select id from notices where (sent_at is not null or dropped_at is not null)
+                and coalesce(sent_at, dropped_at) < statement_timestamp() - interval '{ARCHIVE_DAYS} days'
+            order by coalesce(sent_at, dropped_at) limit :portion for update skip locked
+        )) returning {_NOTICE}
+    ), kept as (
+        insert into archived_notices ({_NOTICE}) select {_NOTICE} from gone
+    )
+    select count(*) from gone
     """
 )
 # Ids are made of the time (RFC 9562), so those of a term's other end need no index of their own.
 _FORGET_BATCHES = text(
     f"""
-    delete from batches where id = any(array(
-        select id from batches where id < (select uuidv7(interval '-{COMMAND_DAYS} days')) and finished_at is not null
-        order by id limit :portion for update skip locked
-    ))
+    with gone as (
+        delete from batches where id = any(array(
+            select id from batches
+            where id < (select uuidv7(interval '-{ARCHIVE_DAYS} days')) and finished_at is not null
+            order by id limit :portion for update skip locked
+        )) returning id
+    )
+    select count(*) from gone
     """
 )
 _FORGET_SESSIONS = text(
     f"""
-    delete from sessions where id = any(array(
-        select id from sessions where id < (select uuidv7(interval '-{SESSION_DAYS} days'))
-            and coalesce(revoked_at, expires_at) < clock_timestamp() - interval '{SESSION_DAYS} days'
-        order by id limit :portion for update skip locked
-    ))
+    with gone as (
+        delete from sessions where id = any(array(
+            select id from sessions
+            where coalesce(revoked_at, expires_at) < statement_timestamp() - interval '{SESSION_DAYS} days'
+            order by coalesce(revoked_at, expires_at) limit :portion for update skip locked
+        )) returning id
+    )
+    select count(*) from gone
     """
 )
 _LAST_ENTRY = f"""
@@ -72,12 +100,15 @@ _LAST_ENTRY = f"""
 """
 _FORGET_RETAINED = text(
     f"""
-    delete from retained where appointment_id = any(array(
-        select appointments.id from appointments {_LAST_ENTRY}
-        where appointments.id in (select appointment_id from retained)
-            and appointments.id < (select uuidv7(interval '-{YEARS} years'))
-        order by 1 limit :portion
-    ))
+    with gone as (
+        delete from retained where appointment_id = any(array(
+            select appointments.id from appointments {_LAST_ENTRY}
+            where appointments.id in (select appointment_id from retained)
+                and appointments.id < (select uuidv7(interval '-{YEARS} years'))
+            order by 1 limit :portion
+        )) returning appointment_id
+    )
+    select count(*) from gone
     """
 )
 _FORGET_TEXTS = text(
