@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime, time, timedelta
 from functools import cache as once
@@ -19,6 +19,7 @@ from domain.errors import Invalid
 from domain.identifiers import Crm, Malformed, name_key
 from domain.model import DoctorRecord, DoctorSpecialty, SlotRecord
 from domain.schedule import Limits
+from domain.settings import Settings
 from domain.specialties import GENERAL_PRACTITIONER, SPECIALTIES
 
 WALKED = 100  # open slots that are looked at, in the order of time, for each doctor on a page and before it
@@ -48,7 +49,12 @@ def specialties() -> Answer:
 
 def doctor(cache: Cache, doctor_id: UUID) -> Answer:
     """One verified doctor, with `bio`. Raises NotFound."""
-    return cache.read(f"doctor:{doctor_id}", "doctor", lambda connection: _doctors(connection, cache, [doctor_id], bio=True)[0])
+    return cache.read(*at_doctor(doctor_id), lambda connection: _doctors(connection, cache, [doctor_id], bio=True)[0])
+
+
+def at_doctor(doctor_id: UUID | str) -> Wanted:
+    """Where one doctor is cached."""
+    return f"doctor:{doctor_id}", "doctor"
 
 
 def agenda(cache: Cache, doctor_id: UUID, from_: date | None = None, days: int = 7) -> Answer:
@@ -56,30 +62,43 @@ def agenda(cache: Cache, doctor_id: UUID, from_: date | None = None, days: int =
     if from_ is not None and not date(1900, 1, 1) <= from_ <= date(2999, 1, 1):
         raise Invalid({"from": ["A data está fora do que há na agenda. / No agenda reaches to this date."]})
     return cache.read(
-        f"doctor:{doctor_id}",
-        f"agenda:{from_ or ''}:{days}",
-        lambda connection: _agenda(connection, cache, doctor_id, from_, days),
+        *at_agenda(doctor_id, from_, days), lambda connection: _agenda(connection, cache, doctor_id, from_, days)
     )
+
+
+def at_agenda(doctor_id: UUID | str, from_: date | None = None, days: int = 7) -> Wanted:
+    """Where the days of an agenda are cached."""
+    return f"doctor:{doctor_id}", f"agenda:{from_ or ''}:{days}"
 
 
 def search(cache: Cache, query: SearchQuery) -> Answer:
     """A page of verified doctors: ids from the directory, cards from the doctors' scopes. Raises Invalid for a bad cursor."""
-    query, after = resolved(cache.settings, replace(query, specialty=sorted(set(query.specialty))))
-    free = query.sort == "next_slot" or query.available_from is not None or query.available_until is not None
-    scope = "directory-free" if free else "directory"
-    listed = cache.read(scope, field("search", query, after), lambda connection: _search(connection, cache, query, after, free))
+    query, after, (scope, name) = at_search(cache.settings, query)
+    listed = cache.read(scope, name, lambda connection: _search(connection, cache, query, after, scope == "directory-free"))
     page = json.loads(listed.body)
-    cards = [
-        card
-        for card in cache.read_many(
-            [(f"doctor:{doctor_id}", "card") for doctor_id in page.pop("ids")],
-            lambda connection, wanted: _cards(connection, cache, wanted),
-        )
-        if card is not None
-    ]
-    rest = {"page": query.page, "page_size": query.page_size, **page}
-    body = b'{"items":[' + b",".join(card.body for card in cards) + b"]," + as_json(rest)[1:]
+    found = cache.read_many(at_cards(page), lambda connection, wanted: _cards(connection, cache, wanted))
+    cards = [card for card in found if card is not None]
+    body = page_body(query, page, [card.body for card in cards])
     return replace(Answer.of(Filled(body)), degraded=listed.degraded or any(card.degraded for card in cards))
+
+
+def at_search(settings: Settings, query: SearchQuery) -> tuple[SearchQuery, Any, Wanted]:
+    """The query as it is meant, where its page begins, and where the page's ids are cached. Raises Invalid for a bad cursor."""
+    query, after = resolved(settings, replace(query, specialty=sorted(set(query.specialty))))
+    free = query.sort == "next_slot" or query.available_from is not None or query.available_until is not None
+    return query, after, ("directory-free" if free else "directory", field("search", query, after))
+
+
+def at_cards(page: Mapping[str, Any]) -> list[Wanted]:
+    """Where the cards of a page are cached."""
+    return [(f"doctor:{doctor_id}", "card") for doctor_id in page["ids"]]
+
+
+def page_body(query: SearchQuery, page: Mapping[str, Any], cards: Iterable[bytes]) -> bytes:
+    """A page as it is answered: its cards in the place of its ids."""
+    rest = {"page": query.page, "page_size": query.page_size, **page}
+    del rest["ids"]
+    return b'{"items":[' + b",".join(cards) + b"]," + as_json(rest)[1:]
 
 
 def refill(connection: Connection, cache: Cache, scope: str, name: str) -> Filled | None:

@@ -14,7 +14,7 @@ from sqlalchemy import Connection, Engine, text
 from uuid_utils.compat import uuid7
 
 from domain import personal, privacy, tokens
-from domain.cache import Cache, Change, Filled, changing
+from domain.cache import Cache, Change, Filled, Wanted, changing
 from domain.errors import NotAuthenticated, NotFound
 from domain.schedule import Role
 from domain.settings import Settings
@@ -174,6 +174,11 @@ def scope(session_id: UUID) -> str:
     return f"session:{session_id}"
 
 
+def standing(session_id: UUID) -> Wanted:
+    """Where it is cached how a session stands."""
+    return scope(session_id), "alive"
+
+
 def alive(connection: Connection, session_id: UUID) -> Filled | None:
     """What is cached of a session: how it stands. None, which is never cached, if it is over."""
     row = connection.execute(
@@ -190,8 +195,8 @@ def alive(connection: Connection, session_id: UUID) -> Filled | None:
     ).one_or_none()
     if row is None:
         return None
-    standing = ERASED if row.status == "erased" else WITHOUT_TOTP if row.without_totp else ALIVE
-    return Filled(standing, fresh_until=row.expires_at)
+    body = ERASED if row.status == "erased" else WITHOUT_TOTP if row.without_totp else ALIVE
+    return Filled(body, fresh_until=row.expires_at)
 
 
 def known_address(connection: Connection, settings: Settings, person_id: UUID, address: str) -> bool:
