@@ -32,7 +32,7 @@ from api import (
 )
 from api.attempts import Attempts
 from api.services import Services, request_id, services
-from domain import logs
+from domain import logs, metrics, traces
 from domain.cache import Cache
 from domain.database import connect
 from domain.settings import Settings
@@ -50,6 +50,7 @@ _log = structlog.get_logger()
 def create_app(settings: Settings) -> Flask:
     """The application of one process. Under gunicorn it is made after the fork, since it opens connections."""
     logs.configure(settings.log_level)
+    traces.start(settings, "api")
     app = Flask("healthmed", static_folder=None)
     app.config.update(
         MAX_CONTENT_LENGTH=MAX_BODY + 1,  # a chunked body is cut here without a word: see `begin`
@@ -110,6 +111,7 @@ _SECURITY_SCHEMES = {
 
 def _services(settings: Settings) -> Services:
     engine = connect(settings.database_url, pool_size=POOL_SIZE)
+    metrics.watch_pool(engine)
     reads = engine.execution_options(isolation_level="AUTOCOMMIT")
     broker = Redis.from_pool(
         BlockingConnectionPool.from_url(

@@ -14,7 +14,6 @@ from marshmallow import Schema, fields, validate
 from werkzeug.http import parse_list_header
 
 from api.auth import AnyToken, current, policy, sender
-from api.operations import ACKNOWLEDGED
 from api.reading import reading
 from api.schemas import Blueprint, read_body
 from api.services import services
@@ -22,6 +21,7 @@ from domain import inbox, projections
 from domain.cache import Answer
 from domain.commands import Command, Erase, Kind
 from domain.errors import Invalid
+from domain.metrics import ACKNOWLEDGED
 from workers.app import wake
 
 LONGEST_WAIT: Final = 20  # seconds

@@ -11,6 +11,7 @@ from typing import Any
 from uuid import uuid4
 
 from gunicorn import glogging, util
+from prometheus_client.multiprocess import mark_process_dead
 
 from domain import logs
 from domain.settings import SettingsError, current
@@ -46,6 +47,11 @@ def write_problem(client: socket.socket, status: int, reason: str, message: str)
         "X-Content-Type-Options: nosniff\r\nReferrer-Policy: no-referrer\r\n\r\n"
     )
     util.write_nonblock(client, head.encode("latin-1") + body)
+
+
+def child_exit(server: Any, worker: Any) -> None:
+    """A dead process holds no connection any more."""
+    mark_process_dead(worker.pid)
 
 
 def on_exit(server: Any) -> None:

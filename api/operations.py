@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Iterator, Mapping
 from copy import deepcopy
 from http import HTTPStatus
@@ -13,10 +12,7 @@ from typing import Any, Final
 
 import flask
 from flask import Response, current_app, g, render_template, request
-from prometheus_client import CONTENT_TYPE_LATEST, REGISTRY, CollectorRegistry, Counter, Histogram, generate_latest
-from prometheus_client.core import GaugeMetricFamily
-from prometheus_client.multiprocess import MultiProcessCollector
-from prometheus_client.registry import Collector
+from prometheus_client import CONTENT_TYPE_LATEST
 from redis import RedisError
 from sqlalchemy import text
 from sqlalchemy.exc import SQLAlchemyError
@@ -26,18 +22,9 @@ from api.auth import Anyone, policy
 from api.errors import CONTENT_TYPE as PROBLEM
 from api.errors import TITLES, problem
 from api.schemas import Blueprint
-from api.services import services
-from domain import notices
+from api.services import request_id, services
+from domain import metrics, traces
 from domain.errors import NotFound, Unavailable
-
-REQUESTS: Final = Counter("healthmed_requests", "Requests answered.", ("method", "route", "status"))
-SECONDS: Final = Histogram(
-    "healthmed_request_seconds",
-    "Time that a request took.",
-    ("method", "route"),
-    buckets=(0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25),
-)
-ACKNOWLEDGED: Final = Counter("healthmed_commands_acknowledged", "Commands answered 202.", ("kind",))
 
 METHODS: Final = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 PAGE_POLICY: Final = "default-src 'none'; style-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
@@ -56,9 +43,11 @@ def _begin() -> None:
 def _count(answer: Response) -> Response:
     method = request.method if request.method in METHODS else "other"  # what senders invent must not grow the figures
     route = request.url_rule.rule if request.url_rule else "none"
-    REQUESTS.labels(method, route, answer.status_code).inc()
+    metrics.REQUESTS.labels(method, route, answer.status_code).inc()
     if "timed_from" in g:
-        SECONDS.labels(method, route).observe(perf_counter() - g.timed_from)
+        seconds = perf_counter() - g.timed_from
+        metrics.REQUEST_SECONDS.labels(method, route).observe(seconds)
+        traces.answered(request_id(), method, route, answer.status_code, seconds)
     return answer
 
 
@@ -88,13 +77,13 @@ def show_metrics() -> Response:
     """Give the figures of all processes of this server, as Prometheus reads them."""
     if not services().settings.public_metrics:
         raise NotFound
-    registry = REGISTRY
-    if "PROMETHEUS_MULTIPROC_DIR" in os.environ:
-        registry = CollectorRegistry()
-        MultiProcessCollector(registry)
-    asked = CollectorRegistry()
-    asked.register(_Asked())
-    return Response(generate_latest(registry) + generate_latest(asked), content_type=CONTENT_TYPE_LATEST)
+    figures = metrics.counted()
+    try:
+        with services().reads.connect() as connection:
+            figures += metrics.stored(connection)
+    except SQLAlchemyError:  # without the database, what it tells is left out
+        pass
+    return Response(figures, content_type=CONTENT_TYPE_LATEST)
 
 
 @blp.get("/openapi.json")
@@ -122,21 +111,6 @@ def show_docs_style() -> Response:
     _document()
     style = files("api").joinpath("docs", "page.css").read_bytes()
     return Response(style, content_type="text/css; charset=utf-8")
-
-
-class _Asked(Collector):
-    """Figures that the database tells, when they are read; without it they are left out."""
-
-    def collect(self) -> Iterator[GaugeMetricFamily]:
-        """Tell how far the mails are behind."""
-        try:
-            with services().reads.connect() as connection:
-                age = notices.oldest_due(connection)
-        except SQLAlchemyError:
-            return
-        seconds = 0.0 if age is None else age.total_seconds()
-        told = "For how long the oldest notice that is neither sent nor given up has been due; 0 if none is."
-        yield GaugeMetricFamily("healthmed_oldest_due_notice_seconds", told, seconds)
 
 
 def _json(body: Mapping[str, Any]) -> Response:

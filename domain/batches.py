@@ -12,7 +12,7 @@ from uuid import UUID
 from sqlalchemy import Connection, Row, text
 from uuid_utils.compat import uuid7
 
-from domain import erasure, inbox, privacy
+from domain import erasure, inbox, metrics, privacy
 from domain.booking import Decision, NewAvailability, Notice, Rejection, Schedule, Transition, decide
 from domain.cache import record_batch
 from domain.chains import link
@@ -55,7 +55,8 @@ def decide_batch(
     The caller commits. Locks are taken in one order everywhere: commands by seq, then doctors by id, then people by id.
     Raises Clash, and whatever the database or a faulty command raises: then nothing is changed.
     """
-    ids = _lock(connection, lane, most or settings.lane_batch, only)
+    with metrics.LOCK_WAIT_SECONDS.time():
+        ids = _lock(connection, lane, most or settings.lane_batch, only)
     if not ids:
         return None
     work = _read(connection, settings, ids, now)

@@ -13,6 +13,7 @@ from redis.exceptions import RedisError
 from redis.lock import Lock
 from sqlalchemy import Engine, text
 
+from domain import metrics, traces
 from domain.batches import Decided, decide_batch, reject
 from domain.booking import Rejection
 from domain.cache import Cache
@@ -86,18 +87,21 @@ class Drainer:
             return
         most = max(self.settings.lane_batch >> (begun - 1), 1)
         while True:
+            began = time.monotonic()
             try:
                 with self.engine.begin() as connection:
                     decided = decide_batch(connection, self.settings, lane, most=most)
             except Exception as error:
                 if self._is_the_worlds(error):
+                    metrics.BATCHES_FAILED.labels("world").inc()
                     raise
+                metrics.BATCHES_FAILED.labels("command").inc()
                 log.warning("batch_failed", lane=lane, error=type(error).__name__, sqlstate=sqlstate(error))
                 self._decide_singly(lane, lock, until)
                 return
             if decided is None:
                 return
-            self._finish(decided)
+            self._finish(decided, began)
             if len(decided.commands) < most or time.monotonic() >= until:
                 return
             self._keep(lock)
@@ -130,19 +134,21 @@ class Drainer:
             self._reject(command_id, type(error).__name__)
             return True
         if decided is not None:
-            self._finish(decided)
+            self._finish(decided, began)
         return True
 
     def _reject(self, command_id: UUID, error: str) -> None:
         reference = uuid4().hex[:12]
         log.error("command_rejected", command_id=str(command_id), reference=reference, error=error)
         no = Rejection("internal_error")
+        began = time.monotonic()
         with self.engine.begin() as connection:
             decided = reject(connection, command_id, no.code, f"{no.detail} (ref. {reference})")
         if decided is not None:
-            self._finish(decided)
+            self._finish(decided, began)
 
-    def _finish(self, decided: Decided) -> None:
+    def _finish(self, decided: Decided, began: float) -> None:
+        seconds = time.monotonic() - began
         self.cache.finish(decided.batch_id, decided.scopes, {row.id: answer_of(row) for row in decided.commands})
         log.info(
             "batch_decided",
@@ -151,6 +157,10 @@ class Drainer:
             command_ids=[str(row.id) for row in decided.commands],
             request_ids=[row.request_id for row in decided.commands],
         )
+        metrics.BATCH_SECONDS.observe(seconds)
+        metrics.count_decided(decided.commands)
+        if decided.commands:
+            traces.decided(decided.commands, decided.commands[0].lane, seconds)
         for row in decided.commands:
             if row.kind == Kind.ERASE and row.status == "succeeded":  # the list of the erased must outlive the database
                 log.info("person_erased", person_id=str(row.actor_id))
@@ -213,9 +223,12 @@ class Drainer:
 
     def _taken(self, lock: Lock) -> bool:
         try:
-            return bool(lock.acquire())
+            taken = bool(lock.acquire())
         except RedisError:
+            metrics.LANE_LOCKS.labels("unanswered").inc()
             return True
+        metrics.LANE_LOCKS.labels("taken" if taken else "held").inc()
+        return taken
 
     def _keep(self, lock: Lock) -> None:
         try:

@@ -53,6 +53,8 @@ class Settings:
     flower_login: str | None  # name:password, which Flower itself reads from the environment
     log_level: str
     heartbeat_file: Path | None  # touched by a worker or relay that lives, for a probe
+    metrics_port: int | None  # where a worker or relay answers Prometheus; the API does so under /metrics
+    traces_endpoint: str | None  # of an OpenTelemetry collector that takes OTLP over HTTP
 
     lanes: int
     lane_batch: int
@@ -106,6 +108,8 @@ def load(environ: Mapping[str, str]) -> Settings:
         flower_login=read.text("FLOWER_BASIC_AUTH", "") or None,
         log_level=read.text("LOG_LEVEL", "INFO").upper(),
         heartbeat_file=Path(heartbeat) if (heartbeat := read.text("HEARTBEAT_FILE", "")) else None,
+        metrics_port=read.number("METRICS_PORT", 0, 0, 65535) or None,
+        traces_endpoint=read.optional_address("OTEL_EXPORTER_OTLP_ENDPOINT", "http", "https"),
         lanes=read.number("LANES", 64, 1, 4096),
         lane_batch=read.number("LANE_BATCH", 200, 1, 1000),
         api_workers=read.number("API_WORKERS", os.cpu_count() or 2, 1, 64),
@@ -232,6 +236,10 @@ class _Reader:
         if not sound:
             self.wrong(name, f"must begin with {' or '.join(f'{scheme}://' for scheme in schemes)}, and name a host")
         return value
+
+    def optional_address(self, name: str, *schemes: str) -> str | None:
+        """A URL as in `address`, or none."""
+        return self.address(name, "", *schemes) if self._environ.get(name, "").strip() else None
 
     def mailbox(self, name: str, default: str) -> str:
         """An address with a name before it or none, as in `Health&Med <agenda@healthmed.example>`."""

@@ -10,19 +10,17 @@ from typing import Any, Final
 import structlog
 from celery import Celery, signals
 from kombu import Queue
-from prometheus_client import Counter
 from redis import Redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from domain import logs, settings
 from domain.lanes import flag_name
+from domain.metrics import WAKE_UPS
 
 BOOKING: Final = "booking"
 NOTIFICATIONS: Final = "notifications"
 FLAG_SECONDS: Final = 5  # how long one wake-up of a lane stands for all; a lost one heals when it has gone
-
-WAKE_UPS = Counter("healthmed_wake_ups", "Wake-ups of lanes that this process handed to the broker, or could not.", ["outcome"])
 
 _log = structlog.get_logger()
 

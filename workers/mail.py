@@ -23,7 +23,7 @@ from celery.exceptions import SoftTimeLimitExceeded
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
 from sqlalchemy import Engine
 
-from domain import notices
+from domain import metrics, notices, traces
 from domain.calendars import Entry, EntryStatus, Method, Party, invitation
 from domain.database import is_the_worlds_fault
 from domain.notices import Drop, Failure, Kind, Letter, Notice, Recipient, Visit
@@ -161,6 +161,7 @@ class Courier:
 def _deliver(engine: Engine, settings: Settings, courier: Courier, notice: Notice) -> bool:
     """Send or drop one claimed notice, and note which; whether it makes sense to go on to the next."""
     message: EmailMessage | Drop | Failure
+    began = time.monotonic()
     try:
         with engine.connect() as connection:
             letter = notices.letter(connection, settings.data_keys, settings.limits.reminders, notice)
@@ -178,7 +179,10 @@ def _deliver(engine: Engine, settings: Settings, courier: Courier, notice: Notic
             notices.drop(connection, notice, outcome)
         else:
             notices.mark_failed(connection, notice, outcome)
-    _log.info("notice", kind=notice.kind, status=outcome or "sent", attempts=notice.attempts)
+    status = str(outcome or "sent")
+    metrics.MAILS.labels(notice.kind, status).inc()
+    traces.mailed(notice.request_id, str(notice.id), notice.kind, status, time.monotonic() - began)
+    _log.info("notice", kind=notice.kind, status=status, attempts=notice.attempts)
     return outcome is not Failure.UNREACHABLE
 
 

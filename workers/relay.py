@@ -12,7 +12,7 @@ from typing import Any, Final, NoReturn
 import structlog
 from sqlalchemy import Connection, text
 
-from domain import chains, database, erasure, inbox, logs, notices, retention, settings
+from domain import chains, database, erasure, inbox, logs, metrics, notices, retention, settings
 from domain.cache import Cache, changing
 from domain.settings import Settings, SettingsError
 from workers.app import BOOKING, NOTIFICATIONS, Sender, beat
@@ -49,6 +49,7 @@ class Relay:
             began = time.monotonic()
             beat(self._settings.heartbeat_file)
             self.turn()
+            metrics.RELAY_TURNS.inc()
             time.sleep(max(0.0, began + TURN_SECONDS - time.monotonic()))
 
     def turn(self) -> None:
@@ -57,6 +58,7 @@ class Relay:
             try:
                 step()
             except Exception as error:
+                metrics.RELAY_FAILURES.labels(step.__name__).inc()
                 _log.warning(
                     "relay_step_failed", task=step.__name__, error=type(error).__name__, sqlstate=database.sqlstate(error)
                 )
@@ -128,6 +130,8 @@ def main() -> NoReturn:
         sys.exit(f"settings: {error}")
     logs.configure(chosen.log_level)
     database.bound_waits()
+    if chosen.metrics_port:
+        metrics.serve(chosen.metrics_port)
     Relay(chosen).run()
 
 

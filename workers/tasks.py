@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from typing import Any
 
+from billiard import current_process
 from celery import signals
 from celery.exceptions import SoftTimeLimitExceeded
 from sqlalchemy import Engine
 
-from domain import database, settings
+from domain import database, metrics, settings, traces
 from domain.cache import Cache
 from domain.lanes import Drainer
 from domain.settings import Settings
@@ -30,12 +32,22 @@ class _Process:
 _process: _Process
 
 
+@signals.celeryd_init.connect
+def serve_figures(**_: Any) -> None:
+    """Answer Prometheus for all processes of this worker, if a port is set."""
+    port = settings.current().metrics_port
+    if port:
+        metrics.serve(port)
+
+
 @signals.worker_process_init.connect
 def begin(**_: Any) -> None:
     """Give a new worker process connections of its own."""
     global _process
     database.bound_waits()
+    metrics.name_process(f"{os.getppid()}-{current_process().index}")
     chosen = settings.current()
+    traces.start(chosen, "worker")
     engine = database.connect(chosen.database_url, pool_size=2)
     drainer = Drainer(chosen, engine, Cache(chosen, engine), connect(chosen.broker_url), interruptions=(SoftTimeLimitExceeded,))
     _process = _Process(chosen, engine, drainer, Sender(chosen.broker_url))

@@ -287,7 +287,7 @@ def test_what_was_decided_but_not_finished_is_not_decided_again(
 ) -> None:
     bookings(engine, settings, 1)
     with monkeypatch.context() as patch:
-        patch.setattr(Drainer, "_finish", lambda self, decided: (_ for _ in ()).throw(lost_database()))
+        patch.setattr(Drainer, "_finish", lambda self, decided, _: (_ for _ in ()).throw(lost_database()))
         drainer.drain(0)
     drainer.drain(0)
     with engine.connect() as connection:
