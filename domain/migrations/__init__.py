@@ -6,6 +6,8 @@ from pathlib import Path
 
 from alembic import command
 from alembic.config import Config
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
 from sqlalchemy import create_engine, text
 from sqlalchemy.engine import make_url
 
@@ -29,6 +31,22 @@ def upgrade(url: str, revision: str = "head", *, app_url: str | None = None) -> 
     role = make_url(app_url).username if app_url else None
     if role and role != make_url(url).username:
         _grant(url, role)
+
+
+def is_ready(url: str) -> bool:
+    """Whether the schema at `url` is as new as this version's, or newer: after a rollback the version before serves on it.
+
+    Raises sqlalchemy.exc.SQLAlchemyError while the database can't be asked.
+    """
+    script = ScriptDirectory.from_config(_config(url))
+    engine = create_engine(url, connect_args={"connect_timeout": 3})
+    try:
+        with engine.connect() as connection:
+            there = MigrationContext.configure(connection).get_current_revision()
+    finally:
+        engine.dispose()
+    known = {each.revision for each in script.walk_revisions()}
+    return there is not None and (there == script.get_current_head() or there not in known)
 
 
 def downgrade(url: str, revision: str = "base") -> None:

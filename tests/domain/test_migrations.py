@@ -13,7 +13,7 @@ from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from sqlalchemy import Engine, create_engine, inspect, text
 
-from domain.migrations import downgrade, upgrade
+from domain.migrations import downgrade, is_ready, upgrade
 from domain.model import Base
 from local.servers import Postgres
 
@@ -48,6 +48,19 @@ def test_going_up_twice_changes_nothing(empty_database: Engine) -> None:
     upgrade(url)
     with empty_database.connect() as connection:
         assert connection.execute(text("select count(*) from people")).scalar_one() == 1
+
+
+def test_whoever_waits_for_the_schema_sees_an_empty_one_a_new_one_and_a_newer_one(empty_database: Engine) -> None:
+    url = empty_database.url.render_as_string(hide_password=False)
+    assert not is_ready(url)
+    upgrade(url)
+    assert is_ready(url)
+    with empty_database.begin() as connection:
+        connection.execute(text("update alembic_version set version_num = 'of the next version'"))
+    assert is_ready(url)  # a version that was rolled back to must not wait for ever
+    with empty_database.begin() as connection:
+        connection.execute(text("delete from alembic_version"))
+    assert not is_ready(url)
 
 
 def _sqlalchemy(url: str) -> str:
