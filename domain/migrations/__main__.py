@@ -1,4 +1,4 @@
-"""`python -m domain.migrations` brings the schema up to date, as the role that may change it; `... wait` waits until that was done."""
+"""`python -m domain.migrations` brings the schema up to date, as the role that may; with `wait`, it waits until that was done."""
 
 import sys
 import time
