@@ -68,12 +68,12 @@ class History:
         """Add nothing more."""
         os.close(self._output)
 
-    @property
-    def clock(self) -> float:
-        """What the wall clock (seconds since 1970) was ahead of the monotonic one when the history began."""
+    def clock(self) -> tuple[float, float]:
+        """How far the wall clock is ahead of the monotonic one, in seconds, and by how much that has changed meanwhile."""
         with self.file.open() as lines:
             began = json.loads(next(lines))
-        return float(began["clock"] - began["monotonic"])
+        ahead = time.time() - time.monotonic()
+        return ahead, abs(ahead - (began["clock"] - began["monotonic"]))
 
     def events(self) -> Iterator[Event]:
         """All events so far, in the order in which they were added."""
