@@ -43,6 +43,12 @@ MAX_BODY = 64 * 1024
 POOL_SIZE = 16  # database connections of one process
 REDIS_SECONDS = 0.3
 HSTS = "max-age=63072000; includeSubDomains"
+HEADERS = {  # of every answer, unless a view says otherwise
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Content-Security-Policy": "default-src 'none'; base-uri 'none'; frame-ancestors 'none'",
+}
+EXPOSED = "ETag, Location, Preference-Applied, Retry-After, Warning, X-Request-ID"  # to scripts of other origins
 
 _log = structlog.get_logger()
 
@@ -151,9 +157,8 @@ def _frame(app: Flask, settings: Settings) -> None:
     def end(answer: Response) -> Response:
         headers = answer.headers
         headers["X-Request-ID"] = request_id()
-        headers["X-Content-Type-Options"] = "nosniff"
-        headers["Referrer-Policy"] = "no-referrer"
-        headers.setdefault("Content-Security-Policy", "default-src 'none'; base-uri 'none'; frame-ancestors 'none'")
+        for name, value in HEADERS.items():
+            headers.setdefault(name, value)
         headers.setdefault("Cache-Control", "no-store")
         if not settings.local_stack:
             headers["Strict-Transport-Security"] = HSTS
@@ -179,7 +184,7 @@ def _allow_origin(answer: Response, allowed: tuple[str, ...]) -> None:
     if origin not in allowed:
         return
     answer.headers["Access-Control-Allow-Origin"] = origin
-    answer.headers["Access-Control-Expose-Headers"] = "ETag, Location, Preference-Applied, Retry-After, Warning, X-Request-ID"
+    answer.headers["Access-Control-Expose-Headers"] = EXPOSED
     if request.method == "OPTIONS":
         answer.headers["Access-Control-Allow-Methods"] = "GET, POST, PUT, PATCH, DELETE"
         answer.headers["Access-Control-Allow-Headers"] = (

@@ -73,7 +73,7 @@ if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:  # where processes put their fi
 
 bind = os.environ.get("BIND") or f"127.0.0.1:{_settings.port}"
 workers = _settings.api_workers
-worker_class = "gevent"
+worker_class = "api.worker.Worker"
 worker_connections = 12_000
 control_socket_disable = True  # it would lie in the home folder, one for all stacks
 preload_app = False  # engines, clients and threads belong to one process

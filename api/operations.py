@@ -61,8 +61,13 @@ def show_life() -> Response:
 @pages.get("/readyz")
 @policy(Anyone)
 def show_readiness() -> Response:
-    """Say whether the process can serve. Without a Redis it serves, slower; without the database it is sent nothing new."""
+    """Say whether the process can serve. Without a Redis it serves, slower; without the database it is sent nothing new.
+
+    Nor while it ends, though it answers whatever still comes.
+    """
     used = services()
+    if used.leaving.is_set():
+        return problem(503, Unavailable.code, Unavailable.__doc__ or "", state="leaving")
     database = _state(_ask_database)
     redis = {"broker": _state(used.broker.ping), "cache": _state(used.cache.answers)}
     if database == "down":

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+import threading
+from dataclasses import dataclass, field
 from ipaddress import ip_address
 
 from flask import current_app, g, request
@@ -31,6 +32,12 @@ class Services:
     cache: Cache
     waiters: Waiters
     attempts: Attempts
+    leaving: threading.Event = field(default_factory=threading.Event)  # the process is about to end
+
+    def leave(self) -> None:
+        """Say that the process is about to end, and answer who waits for a decision as things stand."""
+        self.leaving.set()
+        self.waiters.release()
 
     def close(self) -> None:
         """Let go of every connection."""
@@ -49,9 +56,13 @@ def services() -> Services:
 def request_id() -> str:
     """The id of the current request: the caller's X-Request-ID if it is sane, else a new one."""
     if "request_id" not in g:
-        sent = request.headers.get("X-Request-ID", "")
-        g.request_id = sent if _SANE_ID.fullmatch(sent) else str(uuid7())
+        g.request_id = sane_id(request.headers.get("X-Request-ID", ""))
     return str(g.request_id)
+
+
+def sane_id(sent: str) -> str:
+    """The id that a request goes by: what was sent as its X-Request-ID, if that is sane, else a new one."""
+    return sent if _SANE_ID.fullmatch(sent) else str(uuid7())
 
 
 def client_address() -> str:

@@ -1,4 +1,4 @@
-"""The application that a server serves, with the settings of its environment, in a process that is forked and patched by now."""
+"""The application that a server serves, and what its process needs beside it: made once that is forked and patched."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from gevent import monkey
 from gevent.socket import wait_read, wait_write
 
 from api.app import create_app
+from api.hot import HotReads
+from api.shedding import Door, Pace
 from domain.database import Wait, bound_waits
 from domain.passwords import limit_hashing
 from domain.settings import SettingsError, current
@@ -39,3 +41,11 @@ else:
     bound_waits()
 limit_hashing(max(1, (os.cpu_count() or 1) // settings.api_workers))
 app = create_app(settings)
+if settings.hot_reads:
+    app.wsgi_app = HotReads(app, app.wsgi_app)  # type: ignore[method-assign]
+door, pace = Door(settings), Pace()
+
+
+def leave() -> None:
+    """This process is about to end: say so to whoever balances load, and answer who waits for a decision as things stand."""
+    app.extensions["healthmed"].leave()

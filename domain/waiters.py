@@ -21,7 +21,15 @@ class Waiters:
         self._lock = threading.Lock()
         self._waiting: dict[str, set[threading.Event]] = {}
         self._listener: threading.Thread | None = None
-        self._stopping = False
+        self._stopping = self._released = False
+
+    def release(self) -> None:
+        """Have everybody answered at once, as things stand, from now on."""
+        with self._lock:
+            self._released = True
+            waiting = [event for events in self._waiting.values() for event in events]
+        for event in waiting:
+            event.set()
 
     def stop(self) -> None:
         """Listen no more; who still waits goes on looking every second."""
@@ -44,6 +52,8 @@ class Waiters:
         self._register(name, woken)  # before the first look, or a decision in between would be missed
         try:
             while (answer := read()).fresh_until is not None and (left := deadline - time.monotonic()) > 0:
+                if self._released:
+                    break
                 woken.wait(min(left, 1.0))
                 woken.clear()
             return answer

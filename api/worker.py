@@ -1,0 +1,139 @@
+"""One process of the API, as gunicorn runs it: takes what it can answer in time, and ends without letting go of anybody."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import time
+from functools import partial
+from types import FrameType
+from typing import Any, Final
+
+import gevent
+from gevent.event import Event
+from gevent.pool import Pool
+from gevent.server import StreamServer
+from gunicorn.http.body import LengthReader
+from gunicorn.workers.ggevent import GeventWorker
+
+# One at a time, as gunicorn's own does, would be one in each turn of the loop, and a turn is long when there is much to do.
+ACCEPTED_AT_ONCE: Final = 16
+HEAD_SECONDS: Final = 15.0  # for a request's head to come whole, once it has begun to
+LINGER_SECONDS: Final = 5.0  # in which an idle connection may bring one more request to a process that ends
+SPARE_SECONDS: Final = 2.0  # before the master would kill what still runs
+PEEKED: Final = 8192
+
+
+class Connection:
+    """One client's connection: between two requests, or with the one that is being answered."""
+
+    __slots__ = ("client", "request", "whole")
+
+    def __init__(self, client: Any) -> None:
+        self.client = client
+        self.request: Any = None
+        self.whole = True  # nothing of a former request is left to be read
+
+
+class Worker(GeventWorker):
+    """gunicorn's gevent worker, which turns away what would have to wait too long, and whose end nobody notices."""
+
+    def init_process(self) -> None:
+        """Run in the process that serves, from here to its end."""
+        self._connections: dict[gevent.Greenlet, Connection] = {}
+        self._stopping = Event()
+        super().init_process()
+
+    def run(self) -> None:
+        """Serve until told to stop, then end in order."""
+        from api import wsgi  # only now: whatever opens a connection must come after the fork, and be patched
+
+        self._door, self._pace = wsgi.door, wsgi.pace
+        self._pace.watch(gevent.get_hub().loop)
+        servers = [self._serve(listener) for listener in self.sockets]
+        while self.alive:
+            self.notify()
+            self._stopping.wait(1.0)
+        wsgi.leave()
+        for server in servers:
+            self._close(server)
+        self._finish()
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """The master's SIGTERM."""
+        super().handle_exit(sig, frame)
+        self._stopping.set()
+
+    def handle(self, listener: Any, client: Any, addr: Any) -> None:
+        """Answer the requests of one connection, one after another."""
+        greenlet = gevent.getcurrent()
+        self._connections[greenlet] = Connection(client)
+        try:
+            super().handle(listener, client, addr)
+        finally:
+            del self._connections[greenlet]
+
+    def timeout_ctx(self) -> Any:
+        """Wait for the next request of this greenlet's connection, and bound the time in which its head is read.
+
+        Those that come too late to be answered in time are turned away here.
+        """
+        connection = self._connections[gevent.getcurrent()]
+        connection.request = None
+        if connection.whole and not self._await(connection.client):
+            return gevent.Timeout(0, False)
+        return gevent.Timeout(HEAD_SECONDS, False)
+
+    def handle_request(self, listener_name: Any, req: Any, sock: Any, addr: Any) -> Any:
+        """Answer one request."""
+        connection = self._connections[gevent.getcurrent()]
+        connection.request = req
+        answered = super().handle_request(listener_name, req, sock, addr)
+        reader = req.body.reader
+        connection.whole = isinstance(reader, LengthReader) and reader.length == 0 and not req.unreader.buf.getbuffer().nbytes
+        return answered
+
+    def _serve(self, listener: Any) -> StreamServer:
+        listener.setblocking(1)
+        server = StreamServer(listener, handle=partial(self.handle, listener), spawn=Pool(self.worker_connections))
+        server.max_accept = ACCEPTED_AT_ONCE
+        server.start()
+        return server
+
+    def _await(self, client: Any) -> bool:
+        """Wait until a request that is to be answered begins to come; False if the connection is to be closed instead."""
+        with gevent.Timeout(self.cfg.keepalive, False):
+            while received := client.recv(PEEKED, socket.MSG_PEEK):
+                if not self._pace.is_late or (refusal := self._door.turn_away(received)) is None:
+                    return True
+                client.recv(len(received))
+                client.sendall(refusal.answer)
+                if refusal.closes:
+                    break
+        return False
+
+    def _close(self, server: StreamServer) -> None:
+        """Stop accepting, but not before what the kernel has accepted already is taken, which it would reset."""
+        server.max_accept = self.cfg.backlog
+        server._do_read()
+        server.close()
+
+    def _finish(self) -> None:
+        """Answer what is asked, and whoever asks once more; then close."""
+        for connection in self._connections.values():
+            if connection.request is not None:
+                connection.request.force_close()
+        began = time.monotonic()
+        lingering = True
+        while self._connections and time.monotonic() - began < self.cfg.graceful_timeout - SPARE_SECONDS:
+            if lingering and time.monotonic() - began > LINGER_SECONDS:
+                lingering = False
+                for connection in self._connections.values():
+                    if connection.request is None:
+                        # What has come is still read and answered; only who waits for more reads the end.
+                        with contextlib.suppress(OSError):
+                            connection.client.shutdown(socket.SHUT_RD)
+            self.notify()
+            gevent.sleep(0.05)
+        if self._connections:
+            self.log.warning("Ending while %d connections are served", len(self._connections))
