@@ -4,13 +4,16 @@ PYTHON ?= python3
 BIN := .venv/bin
 SEMGREP := SEMGREP_SEND_METRICS=off SEMGREP_ENABLE_VERSION_CHECK=0 .venv-scan/bin/semgrep
 
-.PHONY: help up demo staff test security lint scan sbom bench lock
+.PHONY: help up restart demo staff test security lint scan sbom bench lock alerts
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 up: .venv/.installed ## Bring up the whole stack on this machine (Ctrl-C stops it)
 	@exec $(BIN)/python -m local.up
+
+restart: .venv/.installed ## Put new processes in the place of those of that stack, without failing a request
+	@exec $(BIN)/python -m local.restart
 
 demo: .venv/.installed ## Go the whole way of a booking through HTTP, step by step
 	@exec $(BIN)/python -m local.demo
@@ -36,6 +39,9 @@ scan: .venv-scan/.installed ## Look for weak code with bandit, and with rules of
 
 sbom: .venv-scan/.installed ## Write sbom.json: every package that is installed, with its hashes (CycloneDX)
 	@.venv-scan/bin/cyclonedx-py requirements --output-reproducible --output-file sbom.json requirements.lock
+
+alerts: .venv/.installed ## Play what each alert must wake for (needs promtool, of Debian's package prometheus)
+	@exec $(BIN)/python -m tests.charts.alerts
 
 bench: .venv/.installed ## Measure, as ratios within one run
 	@exec $(BIN)/python -m tests.bench

@@ -75,6 +75,9 @@ MAILS: Final = Counter("healthmed_mails", "Notices that were due, by what became
 POOL_CONNECTIONS: Final = Gauge(
     "healthmed_pool_connections", "Database connections in use by a process of the API.", multiprocess_mode="livesum"
 )
+POOL_SIZE: Final = Gauge(
+    "healthmed_pool_size", "Database connections that a process of the API may use.", multiprocess_mode="livesum"
+)
 RELAY_TURNS: Final = Counter("healthmed_relay_turns", "Turns that the relay took.")
 RELAY_FAILURES: Final = Counter("healthmed_relay_failures", "Steps of the relay that failed.", ("step",))
 SHED: Final = Counter("healthmed_requests_shed", "Requests turned away with 503 because too many were being answered.")
@@ -90,7 +93,8 @@ def count_decided(commands: Sequence[Row[Any]]) -> None:
 
 
 def watch_pool(engine: Engine) -> None:
-    """Count the connections of an engine that are in use."""
+    """Count the connections of an engine that are in use, beside those that may be."""
+    POOL_SIZE.inc(engine.pool.size())  # type: ignore[attr-defined]
     event.listen(engine, "checkout", lambda *_: POOL_CONNECTIONS.inc())
     event.listen(engine, "checkin", lambda *_: POOL_CONNECTIONS.dec())
 
