@@ -16,6 +16,7 @@ from sqlalchemy.exc import IntegrityError
 from uuid_utils.compat import uuid7
 
 from domain import audit, consents, inbox, links, passwords, privacy
+from domain.answers import COUNTED
 from domain.cache import Change
 from domain.errors import Conflict, Invalid, NotFound, Unavailable
 from domain.identifiers import Crm, Malformed, mask_cpf, name_key, normalise_email, parse_cpf
@@ -454,7 +455,10 @@ def doctor_for_staff(connection: Connection, doctor_id: UUID) -> dict[str, Any]:
 def doctors_for_staff(
     connection: Connection, *, status: str | None, q: str | None, page: int, page_size: int
 ) -> tuple[list[dict[str, Any]], int]:
-    """One page of the doctors, those who wait longest first, and how many there are. `q` is found anywhere in the name."""
+    """One page of the doctors, those who wait longest first, and how many there are, as far as is counted.
+
+    `q` is found anywhere in the name.
+    """
     condition = "where (cast(:status as text) is null or doctors.status = :status) and search_name like :pattern"
     escaped = _searchable(q or "").replace("\\", r"\\").replace("%", r"\%").replace("_", r"\_")
     parameters = {"status": status, "pattern": f"%{escaped}%"}
@@ -462,7 +466,8 @@ def doctors_for_staff(
         text(f"{_STAFF_VIEW} {condition} order by doctors.id limit :limit offset :offset"),
         {**parameters, "limit": page_size, "offset": (page - 1) * page_size},
     ).all()
-    total = connection.execute(text(f"select count(*) from doctors {condition}"), parameters).scalar_one()
+    counted = text(f"select count(*) from (select from doctors {condition} limit {COUNTED}) as counted")
+    total = connection.execute(counted, parameters).scalar_one()
     return [_staff_fields(row) for row in rows], total
 
 

@@ -10,6 +10,7 @@ from uuid import UUID
 from sqlalchemy import Connection, Row, text
 
 from domain import audit, privacy
+from domain.answers import COUNTED
 from domain.errors import NotFound
 from domain.notices import UNDELIVERED, Kind
 from domain.schedule import Role
@@ -43,9 +44,10 @@ STATES: Final[Mapping[str, str]] = {
 def troubled(
     connection: Connection, settings: Settings, staff_id: UUID, state: str, *, limit: int, offset: int
 ) -> tuple[list[dict[str, Any]], int]:
-    """One page of the notices that mail has not brought, newest first, and how many there are; the reading is written down.
+    """One page of the notices that mail has not brought, newest first, and how many there are, as far as is counted.
 
-    `undeliverable` were given up, and their recipients have confirmed no address since; `delayed` are tried again by themselves.
+    The reading is written down. `undeliverable` were given up, and their recipients have confirmed no address since; `delayed`
+    are tried again by themselves.
     """
     which = f"from notices join people on people.id = person_id join person_keys using (person_id) where {STATES[state]}"
     wanted = {"undelivered": list(UNDELIVERED)} if state == "undeliverable" else {}
@@ -56,7 +58,8 @@ def troubled(
         ),
         {**wanted, "limit": limit, "offset": offset},
     ).all()
-    total: int = connection.execute(text(f"select count(*) {which}"), wanted).scalar_one()
+    counted = text(f"select count(*) from (select {which} limit {COUNTED}) as counted")
+    total: int = connection.execute(counted, wanted).scalar_one()
     audit.ensure_read(connection, staff_id, Role.STAFF, {row.person_id for row in rows})
     return [_troubled(row, settings) for row in rows], total
 
