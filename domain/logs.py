@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import logging
+import os
 from collections.abc import MutableMapping
+from datetime import UTC, datetime
 from typing import Any, Final
 
 import structlog
@@ -87,6 +91,18 @@ def configure(level: str = "INFO") -> None:
         wrapper_class=structlog.stdlib.BoundLogger,
         cache_logger_on_first_use=True,
     )
+
+
+def write_line(logger: logging.Logger, event: str, **fields: str | float | None) -> None:
+    """Write an event at once, for what each request says: its way through the processors costs more than a read from Redis.
+
+    Only for fields that are in the allow-list, and values in which no sender could have written anything.
+    """
+    if logger.isEnabledFor(logging.INFO):
+        at = datetime.now(UTC).isoformat().replace("+00:00", "Z")
+        line = json.dumps({**fields, "event": event, "logger": logger.name, "level": "info", "timestamp": at})
+        with contextlib.suppress(OSError):
+            os.write(2, f"{line}\n".encode())
 
 
 def _allow_listed(_logger: object, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:

@@ -49,6 +49,7 @@ class Settings:
     cors_origins: tuple[str, ...]
     public_docs: bool
     public_metrics: bool
+    hot_reads: bool  # whether what is cached is answered in front of Flask
     flower: bool
     flower_login: str | None  # name:password, which Flower itself reads from the environment
     log_level: str
@@ -104,6 +105,7 @@ def load(environ: Mapping[str, str]) -> Settings:
         cors_origins=tuple(origin.strip() for origin in read.text("CORS_ORIGINS", "").split(",") if origin.strip()),
         public_docs=read.flag("PUBLIC_DOCS", local),
         public_metrics=read.flag("PUBLIC_METRICS", local),
+        hot_reads=read.flag("HOT_READS", True),
         flower=read.flag("FLOWER", local),
         flower_login=read.text("FLOWER_BASIC_AUTH", "") or None,
         log_level=read.text("LOG_LEVEL", "INFO").upper(),
