@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any, Final
 
 import celery.worker.consumer
+import kombu.transport.redis
 from celery import bootsteps
 
 from domain import settings
@@ -64,4 +65,29 @@ class Heartbeat(bootsteps.StartStopStep):
         beat(self.file)
 
 
+class QoS(kombu.transport.redis.QoS):
+    """kombu's, but a message whose acknowledgement the broker did not answer takes up no place any more.
+
+    kombu counts it for ever, so that a worker of one process would never be given anything again. The broker delivers it once
+    more when its visibility time-out is over, which is harmless.
+    """
+
+    def ack(self, delivery_tag: str) -> None:
+        """Acknowledge a message. Raises what the broker's client raises."""
+        try:
+            super().ack(delivery_tag)
+        except Exception:
+            self._quick_ack(delivery_tag)
+            raise
+
+    def reject(self, delivery_tag: str, requeue: bool = False) -> None:
+        """Give a message back, or away. Raises what the broker's client raises."""
+        try:
+            super().reject(delivery_tag, requeue=requeue)
+        except Exception:
+            self._quick_ack(delivery_tag)
+            raise
+
+
 app.steps["consumer"].add(Heartbeat)
+kombu.transport.redis.Channel.QoS = QoS
