@@ -2,6 +2,7 @@
 
 A process is told by its environment: `DIE_AT` names a point, and the file `DIE_FILE` orders a death there; of all who come to the
 point one finds it, and dies. `SKEW_SECONDS` is what Python's wall clocks are ahead. `MEMORY_BYTES` is all it may address.
+`NO_LANE_LOCKS` lets it drain lanes that others hold, and `TURN_SECONDS` is how often a relay takes its turn.
 """
 
 from __future__ import annotations
@@ -44,6 +45,10 @@ def do() -> None:
         time_machine.travel(datetime.now(UTC) + timedelta(seconds=float(skew)), tick=True).start()
     if memory := os.environ.get("MEMORY_BYTES"):
         resource.setrlimit(resource.RLIMIT_AS, (int(memory), int(memory)))
+    if os.environ.get("NO_LANE_LOCKS"):
+        import_module("domain.lanes").Drainer._taken = lambda *_: True  # type: ignore[attr-defined]
+    if turn := os.environ.get("TURN_SECONDS"):
+        import_module("workers.relay").TURN_SECONDS = float(turn)  # type: ignore[attr-defined]
 
 
 class Deaths:

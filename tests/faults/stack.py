@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import json
 import os
 import random
 import shutil
+import subprocess
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
@@ -24,10 +26,11 @@ from sqlalchemy import Engine
 from domain import database
 from domain.settings import Settings, load
 from local.mail import Catcher
-from local.servers import Broker, Cache, Postgres, Server, free_port, write_secret
+from local.servers import Broker, Cache, Postgres, Replica, Server, free_port, write_secret
 from local.up import Service, Stack
 from tests.faults.proxy import Proxy
 
+ENDS = ("api", "others")  # of a proxied connection to a server: the API's, and that of everybody else
 SERVICES = ("api", "relay", "booking", "notifications")
 URLS = {"database": "DATABASE_URL", "broker": "BROKER_URL", "cache": "CACHE_URL"}
 
@@ -68,6 +71,7 @@ class FaultStack(Stack):
 
     Nothing that dies is started again by itself. With `proxied`, a proxy of each end stands in front of each server:
     `proxies["api", "broker"]`, `proxies["others", "database"]` and so on; the mail server has one always, `proxies["mail"]`.
+    With `replicated`, a replica follows the database, and reads may use it.
     `patched` names what is done to a service before its work begins, as tests/faults/patched.py takes it, and `environ` what it
     finds in its environment besides; both by the service's name.
     """
@@ -78,13 +82,17 @@ class FaultStack(Stack):
         port: int,
         *,
         proxied: bool = False,
+        replicated: bool = False,
         servers: Mapping[str, Server] | None = None,
         patched: Mapping[str, str] | None = None,
         environ: Mapping[str, Mapping[str, str]] | None = None,
         **settings: str,
     ) -> None:
         self._given_servers = dict(servers or {})
-        self._proxied = proxied
+        self._lost: list[Server] = []
+        self._generations = itertools.count(2)
+        self.replica: Replica | None = None
+        self._proxied, self._replicated = proxied, replicated
         self._patched = patched or {}
         self._given_environ = environ or {}
         self.proxies: dict[Any, Proxy] = {}
@@ -122,6 +130,11 @@ class FaultStack(Stack):
         for server in self._servers.values():
             server.start()
         self._run("schema")
+        if self._replicated:
+            self.replica = Replica(self._state / "replica", self.postgres, log=self._log / "replica.log")
+            self.replica.start()
+            self._given_environ = {name: {"DATABASE_REPLICA_URL": self.replica.url} for name in SERVICES}
+            self._services = self._describe_services()
         write_secret(self._state / "settings.json", json.dumps(dict(self._settings.given)))
         self._launch(*SERVICES)
         self._wait_until_ready()
@@ -131,7 +144,8 @@ class FaultStack(Stack):
         """End everything, and remove what it wrote unless that is to be looked at."""
         for proxy in self.proxies.values():
             proxy.heal()
-        for process in (*self._services.values(), *self._servers.values()):
+        replicas = [self.replica] if self.replica else []
+        for process in (*self._services.values(), *replicas, *self._servers.values(), *self._lost):
             process.kill()
         self.engine.dispose()
         for proxy in self.proxies.values():
@@ -181,6 +195,10 @@ class FaultStack(Stack):
         """A process of Health&Med itself: `api`, `relay`, `booking`, `notifications`, or a second generation."""
         return self._services[name]
 
+    def environ(self, name: str) -> Mapping[str, str]:
+        """The environment that a service is launched with."""
+        return self._services[name]._environ
+
     def child(self, name: str, chance: random.Random) -> psutil.Process | None:
         """One of the children of a service, at random; None if it has none just now."""
         children = self.service(name).family()[1:]
@@ -189,17 +207,54 @@ class FaultStack(Stack):
     def second(self, name: str, **environ: str) -> Service:
         """Launch one more of a service, as in a rolling restart; by default with the same environment."""
         first = self._services[name]
-        number = sum(each.startswith(name) for each in self._services) + 1
+        number = next(self._generations)
         command = [str(part).replace(f"{name}@", f"{name}{number}@") for part in first._command]
         another = Service(f"{name}{number}", command, {**first._environ, **environ}, self._log / f"{name}{number}.log")
         self._services[another.name] = another
         another.launch()
         return another
 
-    def restart(self, name: str) -> None:
-        """Launch a process again and wait until it works."""
+    def restart(self, name: str, **environ: str) -> None:
+        """Launch a process again, with this in its environment besides, and wait until it works."""
+        service = self._services[name]
+        service.kill()
+        self._services[name] = self._describe(name, environ)
         self._services[name].launch()
         self.wait_until_ready()
+
+    def end(self, service: Service, seconds: float = 40.0) -> int | None:
+        """Ask a service to end, and wait; its exit code, or None if it had to be killed after so many seconds."""
+        process = service.process
+        service.ask()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            if process is not None:
+                process.wait(seconds)
+        code = process.poll() if process is not None else None
+        service.kill()
+        self._services = {name: each for name, each in self._services.items() if each is not service}
+        return code
+
+    def replace(self, name: str, new: Service) -> int | None:
+        """End a service in whose place a second generation stands, as a rolling restart does; the old one's exit code."""
+        old = self._services[name]
+        code = self.end(old)
+        self._services = {**{key: each for key, each in self._services.items() if each is not new}, name: new}
+        return code
+
+    def promote(self) -> None:
+        """Have the replica be the primary, and every proxy before the old one lead to it."""
+        assert self.replica is not None
+        replica, self.replica = self.replica, None
+        with psycopg2.connect(replica.superuser_url) as connection, connection.cursor() as cursor:
+            cursor.execute("select pg_promote()")
+        connection.close()
+        old, self._servers["DATABASE_URL"] = self.postgres, replica
+        self._lost.append(old)
+        for end in ENDS:
+            self.proxies[end, "database"].lead_to(replica.port)
+        self.engine.dispose()
+        for name in ("engine", "settings"):
+            self.__dict__.pop(name, None)
 
     def wait_until_ready(self) -> None:
         """Wait until the API is ready and the workers listen."""
@@ -231,13 +286,16 @@ class FaultStack(Stack):
 
     def _describe_services(self) -> dict[str, Service]:
         services = super()._describe_services()
-        for name in SERVICES:
-            service = services[name]
-            service._environ = {**self._environ, **self._detours(name), **self._given_environ.get(name, {})}
-            if name in self._patched:
-                python, option, *program = service._command
-                service._command = [python, option, "tests.faults.patched", self._patched[name], *program]
-        return services
+        self._commands = {name: service._command for name, service in services.items()}
+        return services | {name: self._describe(name, {}) for name in SERVICES}
+
+    def _describe(self, name: str, environ: Mapping[str, str]) -> Service:
+        command = self._commands[name]
+        if name in self._patched:
+            python, option, *program = command
+            command = [python, option, "tests.faults.patched", self._patched[name], *program]
+        given = {**self._environ, **self._detours(name), **self._given_environ.get(name, {}), **environ}
+        return Service(name, command, given, self._log / f"{name}.log")
 
     def _detours(self, name: str) -> dict[str, str]:
         if not self._proxied:
