@@ -1,4 +1,4 @@
-"""What every row of the fault matrix stands on: a stack with a crowd in it, loads that are judged, and figures beside their limits."""
+"""What every row of the fault matrix stands on: a stack with a crowd, loads that are judged, figures beside their limits."""
 
 from __future__ import annotations
 

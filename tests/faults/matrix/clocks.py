@@ -39,7 +39,8 @@ def skewed(ground: Ground) -> None:
         stack.restart(name)
     notice = stack.settings.limits.booking_notice
     late = (
-        "select count(*) from history join appointments on appointments.id = appointment_id join commands on commands.id = command_id"
+        "select count(*) from history join appointments on appointments.id = history.appointment_id"
+        " join commands on commands.id = command_id"
         f" where commands.kind = 'book' and lower(during) < received_at + interval '{notice} s'"
     )
     ground.note("slots booked too late", stack.superuser(late)[0][0], most=0)

@@ -39,9 +39,9 @@ def two_relays(ground: Ground) -> None:
     stack.end(other)
     stack.restart("relay")
     ground.note("turns of each", ticks)
-    twice = "select count(*) from (select 1 from commands where kind = 'expire' group by appointment_id, deadline having count(*) > 1)"
+    twice = "select 1 from commands where kind = 'expire' group by appointment_id, deadline having count(*) > 1"
     ground.note("requests that lapsed", _count(ground, "select count(*) from commands where kind = 'expire'"), least=1)
-    ground.note("lapsed twice", _count(ground, f"{twice} as twice"), most=0)
+    ground.note("lapsed twice", _count(ground, f"select count(*) from ({twice}) as twice"), most=0)
     ground.note("mails sent twice", _twice(ground), most=0)
     ground.note_decisions(run, p99=8)
     ground.note("5xx or no answer", run.unanswered(), most=0)
@@ -191,7 +191,8 @@ def _store_old_commands(ground: Ground) -> list[str]:
     slots = [
         UUID(str(slot))
         for (slot,) in stack.superuser(
-            "select id from slots where doctor_id = %s and status = 'open' and lower(during) > now() + interval '9 days' limit 20",
+            "select id from slots where doctor_id = %s and status = 'open'"
+            " and lower(during) > now() + interval '9 days' limit 20",
             (str(doctor),),
         )
     ]

@@ -11,7 +11,7 @@ from tests.faults.ground import Ground
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A fault, what is to happen under it beyond the promises, and how it is tried out. `stack` names what it needs to stand on."""
+    """A fault, what is to happen under it beyond the promises, and how it is tried out; `stack` is what that stands on."""
 
     name: str
     fault: str
