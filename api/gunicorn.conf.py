@@ -71,7 +71,7 @@ _counts = None
 if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:  # where processes put their figures, so that any of them can tell all
     os.environ["PROMETHEUS_MULTIPROC_DIR"] = _counts = tempfile.mkdtemp(prefix="healthmed-metrics-")
 
-bind = os.environ.get("BIND") or f"127.0.0.1:{_settings.port}"
+bind = (os.environ.get("BIND") or f"127.0.0.1:{_settings.port}").split(",")
 workers = _settings.api_workers
 worker_class = "api.worker.Worker"
 worker_connections = 12_000

@@ -16,9 +16,11 @@ from domain.errors import Unavailable
 from domain.metrics import SHED
 from domain.settings import Settings
 
-# A request that has waited so long when it is looked at is turned away. It then waits as long again at each of the few steps that
-# it takes, so that what is let in is answered within two seconds.
+# What has waited so long when it is looked at is turned away, once all have waited so long for a while: a moment's standstill, after
+# which everybody could be answered, is no overload. What is let in waits as long again at each of the few steps that it takes.
 LATE_SECONDS: Final = 0.2
+PATIENCE_SECONDS: Final = 0.5
+CALM_SECONDS: Final = 1.0  # without anybody late, after which patience begins anew
 AT_ONCE_SECONDS: Final = 0.001  # a poll that takes no longer found something ready
 
 _RETRY_SECONDS: Final = range(2, 6)  # apart, so that those who were turned away together don't come back together
@@ -34,7 +36,9 @@ class Pace:
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._began = self._ended = clock()
-        self._before = 0.0
+        self._before = 0.0  # how long what this turn found at once may have waited for the turn before
+        self._late_since: float | None = None
+        self._sheds_until = 0.0
         self._watchers: tuple[Any, ...] = ()
 
     def watch(self, loop: Any) -> None:
@@ -48,8 +52,12 @@ class Pace:
     def begin(self) -> None:
         """A turn begins: the poll is over."""
         now = self._clock()
-        # What a poll had to wait for has come only now; what it found at once may have waited for the whole turn before.
+        # What a poll had to wait for has come only now.
         self._before = self._ended - self._began if now - self._ended < AT_ONCE_SECONDS else 0.0
+        if self._before <= LATE_SECONDS:
+            self._late_since = None
+        elif self._late_since is None:
+            self._late_since = self._began
         self._began = now
 
     def end(self) -> None:
@@ -57,14 +65,17 @@ class Pace:
         self._ended = self._clock()
 
     @property
-    def behind(self) -> float:
-        """For how many seconds, at most, what is served now has been ready."""
-        return self._before + self._clock() - self._began
-
-    @property
     def is_late(self) -> bool:
-        """Whether what begins only now would be answered too late."""
-        return self.behind > LATE_SECONDS
+        """Whether whoever is looked at now is to be turned away."""
+        now = self._clock()
+        turn = now - self._began
+        if self._before + turn <= LATE_SECONDS:
+            return False
+        since = self._began if self._late_since is None else self._late_since
+        if now >= self._sheds_until and now - since <= PATIENCE_SECONDS:
+            return False
+        self._sheds_until = now + CALM_SECONDS
+        return True
 
 
 class Refusal(NamedTuple):

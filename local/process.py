@@ -128,6 +128,7 @@ class Process(ABC):
         not_root: Path | None = None,
         stdin: int = subprocess.DEVNULL,
         stdout: int | None = None,
+        pass_fds: Sequence[int] = (),
     ) -> subprocess.Popen[bytes]:
         """Start `command`, in a session of its own, so that a terminal's Ctrl-C reaches only its parent."""
         become = Path(__file__).with_name("become.py")
@@ -141,6 +142,7 @@ class Process(ABC):
                 stderr=output,
                 env=environ,
                 start_new_session=True,
+                pass_fds=pass_fds,
             )
 
     def _signal(self, number: signal.Signals) -> None:

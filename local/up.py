@@ -15,7 +15,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -31,6 +31,11 @@ from local.servers import Broker, Cache, Postgres, Server, ServerError, free_por
 LOOK_SECONDS = 0.1
 READY_SECONDS = 60.0
 PORT_SECONDS = 2.0
+BACKLOG = 2048
+SERVICES = ("mail", "schema", "seed", "api", "flower", "relay", "booking", "notifications")
+RESTARTED = ("api", "booking", "notifications", "relay")
+RESTARTS = "restarted.json"  # what came of the last restart
+LEAVE_SECONDS = 40.0  # for a process whose place is taken to finish what it holds
 # Between two launches of one process, so that one that can't live doesn't take the machine for itself.
 LAUNCH_SECONDS = 1.0
 # Together less than the 30 seconds in which everything must have ended.
@@ -46,16 +51,25 @@ class Stopped(Exception):
 
 
 class Service(Process):
-    """One process of Health&Med itself."""
+    """One process of Health&Med itself. It inherits the sockets that it is given, under the same numbers."""
 
-    def __init__(self, name: str, command: Sequence[str | Path], environ: Mapping[str, str], log: Path) -> None:
+    def __init__(
+        self,
+        name: str,
+        command: Sequence[str | Path],
+        environ: Mapping[str, str],
+        log: Path,
+        sockets: Sequence[socket.socket] = (),
+    ) -> None:
         super().__init__(name, log)
         self._command = command
         self._environ = environ
+        self._sockets = sockets
 
     def launch(self, stdout: int | None = None) -> None:
         self.kill()
-        self.process = self._spawn(self._command, environ=self._environ, stdout=stdout)
+        fds = [each.fileno() for each in self._sockets]
+        self.process = self._spawn(self._command, environ=self._environ, stdout=stdout, pass_fds=fds)
 
 
 class Stack:
@@ -63,8 +77,9 @@ class Stack:
 
     def __init__(self, given: Mapping[str, str]) -> None:
         """Take hold of the state folder and settle every setting. Raises Problem or SettingsError; nothing runs yet."""
-        self._stopping = False
+        self._stopping = self._to_restart = False
         self._launched: dict[Process, float] = {}
+        self._leaving: list[Service] = []
         self._state = Path(given.get("STATE_DIR") or ".state").resolve()
         self._log, self._mail, self._metrics = (self._state / name for name in ("log", "mail", "metrics"))
         self._lock = self._occupy()
@@ -72,15 +87,21 @@ class Stack:
         self._mail_port, self._flower_port = free_port(), free_port()
         self._environ = self._configure(given)
         self._settings = load(self._environ)
+        self._socket: socket.socket | None = None
         self._services = self._describe_services()
 
     def ask_to_stop(self, number: int, frame: FrameType | None) -> None:
         """The signals' handler: everything ends at the next look."""
         self._stopping = True
 
+    def ask_to_restart(self, number: int, frame: FrameType | None) -> None:
+        """A signal's handler: at the next look, new processes take the place of those that serve."""
+        self._to_restart = True
+
     def start(self) -> None:
         """Bring everything up, seed the demonstration and say where it all is. Raises Problem, ServerError or Stopped."""
-        _check_port(self._settings.port)
+        self._socket = _listen(self._settings.port)
+        self._services["api"] = self._make("api")
         self._launch("mail")
         for server in self._servers.values():
             server.start()
@@ -98,32 +119,104 @@ class Stack:
         self._say_where()
 
     def supervise(self) -> None:
-        """Launch again what dies, until a signal comes."""
+        """Launch again what dies, and restart when asked to, until a signal comes."""
         while not self._stopping:
-            time.sleep(LOOK_SECONDS)
-            for process, launched in self._launched.items():
-                if process.running or time.monotonic() - launched < LAUNCH_SECONDS:
-                    continue
-                _say(f"{process.name} ended ({process.exit_status}) and is started again.")
-                self._launched[process] = time.monotonic()
+            self._tend()
+            if self._to_restart:
+                self._to_restart = False
                 try:
-                    process.launch()
-                except (ServerError, OSError) as error:
-                    _say(f"{process.name} can't be started again yet: {error}")
+                    self.restart()
+                except Problem as problem:
+                    _say(f"Not restarted: {problem}")
+                    self._tell_restarted(str(problem))
+                else:
+                    self._tell_restarted(None)
+
+    def restart(self, *names: str) -> None:
+        """Have new processes, of whatever code is there now, take the place of those that serve, and let the old ones finish.
+
+        No request fails: the API's listening socket is this process's, so it stays open, and what the kernel has accepted waits
+        there for whichever process comes. Raises Problem if a new one does not work: the old one then stays. Raises Stopped.
+        """
+        self._run("schema")
+        for name in names or RESTARTED:
+            old = self._services[name]
+            own = _listen(free_port()) if name == "api" else None  # to ask the new one, where the old one doesn't answer
+            new = self._make(name, *([own] if own else []))
+            new.launch()
+            self._leaving.append(new)  # so that it ends if it is never more than tried
+            self._wait_until_works(name, new, own)
+            self._launched.pop(old)
+            self._launched[new] = time.monotonic()
+            self._services[name], self._leaving = new, [old]
+            old.ask()
+            self._wait(LEAVE_SECONDS, lambda old=old: not old.running)  # type: ignore[misc]
+            old.kill()
+            self._leaving.clear()
+
+    def _tend(self) -> None:
+        """Wait a moment, and launch again what died meanwhile."""
+        time.sleep(LOOK_SECONDS)
+        for process, launched in self._launched.items():
+            if process.running or time.monotonic() - launched < LAUNCH_SECONDS:
+                continue
+            _say(f"{process.name} ended ({process.exit_status}) and is started again.")
+            self._launched[process] = time.monotonic()
+            try:
+                process.launch()
+            except (ServerError, OSError) as error:
+                _say(f"{process.name} can't be started again yet: {error}")
+
+    def _wait(self, seconds: float, holds: Callable[[], bool]) -> bool:
+        """Whether something came true within so many seconds. Raises Stopped."""
+        deadline = time.monotonic() + seconds
+        while not holds():
+            if self._stopping:
+                raise Stopped
+            if time.monotonic() > deadline:
+                return False
+            self._tend()
+        return True
+
+    def _wait_until_works(self, name: str, new: Service, own: socket.socket | None) -> None:
+        def works() -> bool:
+            if not new.running:
+                raise Problem(f"{name} ended while starting ({new.exit_status}); see {new.log}.")
+            if own is not None:
+                return _is_ready(own.getsockname()[1])
+            return name == "relay" or self._listens(new)
+
+        try:
+            if not self._wait(READY_SECONDS, works):
+                raise Problem(f"{name} was not ready after {READY_SECONDS:.0f} seconds; see {new.log}.")
+        except Problem:
+            new.kill()
+            self._leaving.remove(new)
+            raise
+
+    def _tell_restarted(self, problem: str | None) -> None:
+        """Tell whoever asked for a restart what came of it."""
+        write_secret(self._state / RESTARTS, json.dumps({"at": time.time(), "problem": problem}))
 
     def stop(self) -> None:
         """End everything, those who ask before those who are asked, within 30 seconds."""
-        api, servers = self._services["api"], self._servers.values()
-        _stop([api], API_SECONDS)
-        _stop([service for service in self._services.values() if service is not api], WORKER_SECONDS)
-        _stop(list(servers), SERVER_SECONDS)
+        if self._socket is not None:
+            self._socket.close()
+        services = [*self._services.values(), *self._leaving]
+        api = [service for service in services if service.name == "api"]
+        _stop(api, API_SECONDS)
+        _stop([service for service in services if service not in api], WORKER_SECONDS)
+        _stop(list(self._servers.values()), SERVER_SECONDS)
 
     def _occupy(self) -> object:
         """Make the state folder and hold it, so that no second stack uses it."""
         try:
             self._state.mkdir(mode=0o700, parents=True, exist_ok=True)
-            lock = (self._state / "lock").open("w")
+            lock = (self._state / "lock").open("a")
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lock.truncate()
+            lock.write(str(os.getpid()))
+            lock.flush()
             shutil.rmtree(self._metrics, ignore_errors=True)
             for folder in (self._log, self._mail, self._metrics):
                 folder.mkdir(mode=0o700, exist_ok=True)
@@ -181,6 +274,10 @@ class Stack:
         return dict(json.loads(file.read_text()))
 
     def _describe_services(self) -> dict[str, Service]:
+        return {name: self._make(name) for name in SERVICES if name != "flower" or self._settings.flower}
+
+    def _make(self, name: str, *sockets: socket.socket) -> Service:
+        """A service, with sockets that it listens on besides what all of its kind do."""
         celery: list[str | Path] = [sys.executable, "-m", "celery", "-A", "workers.app"]
         worker = [*celery, "worker", "-P", "prefork", "--without-mingle", "--without-gossip"]
         booking = ["-Q", "booking", "-n", "booking@%h", "-c", str(self._settings.booking_workers)]
@@ -194,9 +291,11 @@ class Stack:
             "booking": [*worker, *booking],
             "notifications": [*worker, "-Q", "notifications", "-n", "notifications@%h", "-c", "1"],
         }
-        if not self._settings.flower:
-            del commands["flower"]
-        return {name: Service(name, command, self._environ, self._log / f"{name}.log") for name, command in commands.items()}
+        environ = self._environ
+        if name == "api" and self._socket is not None:
+            sockets = (self._socket, *sockets)
+            environ = {**environ, "BIND": ",".join(f"fd://{each.fileno()}" for each in sockets)}
+        return Service(name, commands[name], environ, self._log / f"{name}.log", sockets)
 
     def _launch(self, *names: str) -> None:
         for name in names:
@@ -249,10 +348,13 @@ class Stack:
         """Whether both workers wait at the broker, where the stack's own can tell: else the first bookings would wait."""
         if "BROKER_URL" not in self._servers:
             return True
+        return all(self._listens(self._services[name]) for name in ("booking", "notifications"))
+
+    def _listens(self, worker: Service) -> bool:
+        """Whether a worker waits at the broker."""
         with redis.Redis.from_url(self._settings.broker_url, socket_timeout=2) as client:
             waiting = {each["addr"] for each in client.client_list() if each["cmd"] == "brpop"}
-        workers = (self._services["booking"], self._services["notifications"])
-        return all(waiting & worker.addresses() for worker in workers)
+        return bool(waiting & worker.addresses())
 
     def _flower_listens(self) -> bool:
         if "flower" not in self._services:
@@ -302,6 +404,7 @@ def main() -> int:
     except (Problem, ServerError) as error:
         _say(str(error))
         return 1
+    signal.signal(signal.SIGUSR2, stack.ask_to_restart)
     signal.signal(signal.SIGTERM, stack.ask_to_stop)
     signal.signal(signal.SIGINT, stack.ask_to_stop)
     if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # else it is to outlive its terminal
@@ -328,19 +431,20 @@ def _stop(processes: Sequence[Process], seconds: float) -> None:
         process.finish(max(0.0, deadline - time.monotonic()))
 
 
-def _check_port(port: int) -> None:
-    """Raises Problem if the API can't listen there; a stack that was killed takes a moment to let go of it."""
+def _listen(port: int) -> socket.socket:
+    """Listen there for the API. Raises Problem if it can't be; a stack that was killed takes a moment to let go of it."""
     deadline = time.monotonic() + PORT_SECONDS
     while True:
-        with socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind(("127.0.0.1", port))
-                probe.listen()
-                return
-            except OSError as error:
-                if time.monotonic() > deadline:
-                    raise Problem(f"PORT {port} can't be had: {error.strerror}. Set another one.") from None
+        listener = socket.socket()
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind(("127.0.0.1", port))
+            listener.listen(BACKLOG)
+            return listener
+        except OSError as error:
+            listener.close()
+            if time.monotonic() > deadline:
+                raise Problem(f"PORT {port} can't be had: {error.strerror}. Set another one.") from None
         time.sleep(LOOK_SECONDS)
 
 
