@@ -16,8 +16,8 @@ from domain.errors import Unavailable
 from domain.metrics import SHED
 from domain.settings import Settings
 
-# What has waited so long when it is looked at is turned away, once all have waited so long for a while: a moment's standstill, after
-# which everybody could be answered, is no overload. What is let in waits as long again at each of the few steps that it takes.
+# What has waited so long when it is looked at is turned away, once all have waited so long for a while: a standstill of a moment,
+# after which everybody can be answered, is no overload. What is let in waits as long again at each of the few steps it takes.
 LATE_SECONDS: Final = 0.2
 PATIENCE_SECONDS: Final = 0.5
 CALM_SECONDS: Final = 1.0  # without anybody late, after which patience begins anew
