@@ -63,16 +63,21 @@ class Shared:
 
 
 class Load:
-    """Clients in threads, 16 unless told otherwise. What each one tries comes from `seed`; how they meet does not."""
+    """Clients in threads, 16 unless told otherwise. What each one tries comes from `seed`; how they meet does not.
 
-    def __init__(self, base_url: str, crowd: Crowd, history: History, seed: int, clients: int = 16) -> None:
+    `patience` is for how many seconds a client sends a command, and asks what became of it, before it gives up.
+    """
+
+    def __init__(
+        self, base_url: str, crowd: Crowd, history: History, seed: int, clients: int = 16, *, patience: float = 40.0
+    ) -> None:
         self.shared = Shared()
         self._stopping = threading.Event()
         self._failed: list[BaseException] = []
         self._rate: float | None = None
         run = uuid4().hex[:6]  # loads of one history must not be taken for each other
         self._clients = [
-            _Client(self.shared, base_url, crowd, history, random.Random(f"{seed} {number}"), f"{run}-{number}")
+            _Client(self.shared, base_url, crowd, history, random.Random(f"{seed} {number}"), f"{run}-{number}", patience)
             for number in range(clients)
         ]
         self._threads: list[threading.Thread] = []
@@ -124,13 +129,14 @@ class _Client:
     """One client: it does one thing after another, in the name of anybody."""
 
     def __init__(
-        self, shared: Shared, base_url: str, crowd: Crowd, history: History, chance: random.Random, process: str
+        self, shared: Shared, base_url: str, crowd: Crowd, history: History, chance: random.Random, process: str, patience: float
     ) -> None:
         self.chance = chance
         self._shared = shared
         self._crowd = crowd
         self._history = history
         self._process = process
+        self._patience = patience
         place = urlsplit(base_url)
         self._lines = [_Line(place.hostname or "", place.port or 80) for _ in range(2)]
         self._numbers = itertools.count()
@@ -268,7 +274,7 @@ class _Client:
         about["key"] = uuid4().hex
         if self.chance.random() < 0.05:  # two at once
             self._call(f, who, method, path, body, twice=True, **about)
-        deadline = time.monotonic() + 40
+        deadline = time.monotonic() + self._patience
         while (answer := self._call(f, who, method, path, body, **about)) is None or answer.status >= 500:
             if time.monotonic() > deadline:
                 with self._shared.lock:
