@@ -34,7 +34,7 @@ from api.attempts import Attempts
 from api.services import Services, request_id, services
 from domain import logs, metrics, traces
 from domain.cache import Cache
-from domain.database import connect
+from domain.database import autocommit, connect
 from domain.settings import Settings
 from domain.waiters import Waiters
 from workers.app import send_wake_ups_to
@@ -118,7 +118,7 @@ _SECURITY_SCHEMES = {
 def _services(settings: Settings) -> Services:
     engine = connect(settings.database_url, pool_size=POOL_SIZE)
     metrics.watch_pool(engine)
-    reads = engine.execution_options(isolation_level="AUTOCOMMIT")
+    reads = autocommit(engine)
     broker = Redis.from_pool(
         BlockingConnectionPool.from_url(
             settings.broker_url,

@@ -36,7 +36,7 @@ except SettingsError as error:
     sys.exit(f"settings: {error}")
 
 if monkey.is_module_patched("socket"):
-    bound_waits(_gently(wait_read), _gently(wait_write))
+    bound_waits(_gently(wait_read), _gently(wait_write), poll=monkey.get_original("select", "poll"))
 else:
     bound_waits()
 limit_hashing(max(1, (os.cpu_count() or 1) // settings.api_workers))

@@ -94,7 +94,7 @@ class Cache:
     def __init__(self, settings: Settings, engine: Engine) -> None:
         self.settings = settings
         self.engine = engine
-        self._reads = engine.execution_options(isolation_level="AUTOCOMMIT")
+        self._reads = database.autocommit(engine)
         self._replica = Replica(settings.database_replica_url, engine) if settings.database_replica_url else None
         self._server = RedisServer(settings.cache_url)
         self._broker = RedisServer(settings.broker_url)
@@ -562,7 +562,7 @@ class _Row:
     """The `cache` row, read each second over a connection of its own: a busy pool must not cost a process the cache."""
 
     def __init__(self, settings: Settings) -> None:
-        self._engine = database.connect(settings.database_url, pool_size=1).execution_options(isolation_level="AUTOCOMMIT")
+        self._engine = database.autocommit(database.connect(settings.database_url, pool_size=1))
         self._connection: Connection | None = None
         self._reading: _Reading | None = None
         self._looking = threading.Lock()

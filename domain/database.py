@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import select
+import time
 from collections.abc import Callable
+from typing import Any
 
 import psycopg2
 import psycopg2.extensions
-from sqlalchemy import Engine, create_engine
-from sqlalchemy.exc import DataError, DBAPIError, ProgrammingError
+from sqlalchemy import Connection, Engine, create_engine, event
+from sqlalchemy.exc import DataError, DBAPIError, InvalidatePoolError, ProgrammingError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 WAIT_SECONDS = 5.0
 CONNECT_SECONDS = 3
+IDLE_SECONDS = 5.0  # a connection that nobody used for so long is tried before it is used
 
 # Limits of time nest, so that the innermost fires first (docs/architecture.md, *Trouble*).
 SESSION_OPTIONS = (
@@ -38,12 +41,17 @@ def _poll(event: int) -> Wait:
 _readable, _writable = _poll(select.POLLIN), _poll(select.POLLOUT)
 
 
-def bound_waits(readable: Wait = _readable, writable: Wait = _writable) -> None:
+_new_poll: Callable[[], Any] = select.poll
+
+
+def bound_waits(readable: Wait = _readable, writable: Wait = _writable, *, poll: Callable[[], Any] = select.poll) -> None:
     """Make psycopg2 give up on a server that is silent for 5 seconds, and close the connection.
 
     psycopg2 blocks in C, where no signal and no greenlet gets through. Each argument waits for a file descriptor at most so many
-    seconds, and says whether it came; a gevent process passes its own.
+    seconds, and says whether it came; a gevent process passes its own, and the `select.poll` that gevent took the place of.
     """
+    global _new_poll
+    _new_poll = poll
 
     def wait(connection: psycopg2.extensions.connection) -> None:
         while (state := connection.poll()) != psycopg2.extensions.POLL_OK:
@@ -56,13 +64,12 @@ def bound_waits(readable: Wait = _readable, writable: Wait = _writable) -> None:
 
 def connect(url: str, *, pool_size: int) -> Engine:
     """An engine with `pool_size` connections at most; waiting for one of them longer than 2 seconds is an error."""
-    return create_engine(
+    engine = create_engine(
         url,
         pool_size=pool_size,
         max_overflow=0,
         pool_timeout=2,
         pool_recycle=1800,
-        pool_pre_ping=True,
         hide_parameters=True,
         connect_args={
             "connect_timeout": CONNECT_SECONDS,
@@ -74,6 +81,56 @@ def connect(url: str, *, pool_size: int) -> Engine:
             "options": SESSION_OPTIONS,
         },
     )
+    event.listen(engine, "checkin", _remember_use)
+    event.listen(engine, "checkout", _try_if_in_doubt)
+    return engine
+
+
+def autocommit(engine: Engine) -> Engine:
+    """The same connections, each statement a transaction of its own, which no round trip is spent on.
+
+    SQLAlchemy's isolation level AUTOCOMMIT spends one on each use of a connection, to take it back.
+    """
+    apart = engine.execution_options()
+    event.listen(apart, "engine_connect", _begin_autocommit)
+    event.listen(engine, "checkin", _end_autocommit)
+    return apart
+
+
+def _remember_use(_: Any, record: Any) -> None:
+    record.info["used_at"] = time.monotonic()
+
+
+def _try_if_in_doubt(connection: Any, record: Any, _: Any) -> None:
+    """Try a connection that may be dead: one that was idle for long, or whose server said something unasked, such as farewell.
+
+    To try each before each use, as SQLAlchemy offers, is a round trip more for every read that is not cached.
+    """
+    used_at = record.info.get("used_at")
+    if used_at is None or (time.monotonic() - used_at < IDLE_SECONDS and not _has_spoken(connection)):
+        return
+    try:
+        with connection.cursor() as cursor:
+            cursor.execute("")
+        connection.rollback()
+    except psycopg2.Error:
+        raise InvalidatePoolError from None
+
+
+def _has_spoken(connection: Any) -> bool:
+    poller = _new_poll()
+    poller.register(connection.fileno(), select.POLLIN)
+    return bool(poller.poll(0))
+
+
+def _begin_autocommit(connection: Connection) -> None:
+    raw: Any = connection.connection.dbapi_connection
+    raw.autocommit = True
+
+
+def _end_autocommit(connection: Any, _: Any) -> None:
+    if connection is not None and not connection.closed:
+        connection.autocommit = False
 
 
 def sqlstate(error: BaseException) -> str | None:

@@ -18,7 +18,7 @@ from domain.batches import Decided, decide_batch, reject
 from domain.booking import Rejection
 from domain.cache import Cache
 from domain.commands import Kind
-from domain.database import is_the_worlds_fault, sqlstate
+from domain.database import autocommit, is_the_worlds_fault, sqlstate
 from domain.projections import decided as answer_of
 from domain.settings import Settings
 
@@ -49,7 +49,7 @@ class Drainer:
     _reads: Engine = field(init=False)
 
     def __post_init__(self) -> None:
-        self._reads = self.engine.execution_options(isolation_level="AUTOCOMMIT")
+        self._reads = autocommit(self.engine)
 
     def drain(self, lane: int) -> bool:
         """Decide what waits in a lane, for two seconds at most; whether more waits, so that the caller must wake the lane.

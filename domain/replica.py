@@ -35,7 +35,7 @@ class Replica:
     """
 
     def __init__(self, url: str, primary: Engine) -> None:
-        self._primary = primary.execution_options(isolation_level="AUTOCOMMIT")
+        self._primary = database.autocommit(primary)
         self._engine = database.connect(url, pool_size=_CONNECTIONS)
         self._alone_until = 0.0
 
