@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 SEMGREP := SEMGREP_SEND_METRICS=off SEMGREP_ENABLE_VERSION_CHECK=0 .venv-scan/bin/semgrep
 
-.PHONY: help up restart backup restore demo staff test security lint scan sbom bench lock alerts image compose compose-test chart-lint chart-test workflow-lint pin pipeline
+.PHONY: help up restart backup restore demo staff test security lint scan sbom bench growth lock alerts image compose compose-test chart-lint chart-test workflow-lint pin pipeline
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -76,6 +76,9 @@ pipeline: .venv/.installed ## Run the whole pipeline here, to a new version over
 
 bench: .venv/.installed ## Measure, as ratios within one run
 	@exec $(BIN)/python -m tests.bench
+
+growth: .venv/.installed ## Measure what requests and commands cost as the stored data grows (twenty minutes)
+	@exec $(BIN)/python -m tests.bench.growth
 
 lock: .venv/.installed ## Choose the newest versions that setup.cfg allows, and lock them with their hashes
 	@$(BIN)/uv pip compile setup.cfg --all-extras --universal --python-version 3.11 --generate-hashes \
