@@ -9,12 +9,15 @@ from typing import Any, Final
 
 import celery.worker.consumer
 import kombu.transport.redis
+import structlog
 from celery import bootsteps
 
 from domain import settings
 from workers.app import app, beat
 
 HEARTBEAT_SECONDS: Final = 1
+
+_log = structlog.get_logger()
 
 
 class Consumer(celery.worker.consumer.Consumer):
@@ -66,10 +69,10 @@ class Heartbeat(bootsteps.StartStopStep):
 
 
 class QoS(kombu.transport.redis.QoS):
-    """kombu's, but a message whose acknowledgement the broker did not answer takes up no place any more.
+    """kombu's, but it gives up what it can't tell the broker: the message comes again, which is harmless.
 
-    kombu counts it for ever, so that a worker of one process would never be given anything again. The broker delivers it once
-    more when its visibility time-out is over, which is harmless.
+    kombu goes on counting a message whose acknowledgement was not answered, so that a worker of one process would never be given
+    anything again; and what it can't give back over a connection that is closed by now ends the worker.
     """
 
     def ack(self, delivery_tag: str) -> None:
@@ -87,6 +90,14 @@ class QoS(kombu.transport.redis.QoS):
         except Exception:
             self._quick_ack(delivery_tag)
             raise
+
+    def restore_unacked(self, client: Any = None) -> None:
+        """Give everything back, as far as that is possible."""
+        try:
+            super().restore_unacked(client)
+        except Exception as error:
+            _log.warning("messages_not_given_back", count=len(self._delivered), error=type(error).__name__)
+            self._delivered.clear()
 
 
 app.steps["consumer"].add(Heartbeat)

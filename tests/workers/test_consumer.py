@@ -2,28 +2,55 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
 import pytest
 from kombu import Connection, Queue
 
-import workers.consumer  # noqa: F401
+import workers.consumer
 from local.servers import Broker
 
 
-def test_a_message_whose_acknowledgement_was_not_answered_takes_up_no_place(broker: Broker) -> None:
+@pytest.fixture
+def connection(broker: Broker) -> Iterator[Connection]:
     with Connection(broker.url, transport_options={"socket_timeout": 0.3}) as connection:
-        channel = connection.channel()
-        channel.basic_qos(0, 1, False)
-        queue = Queue("tried", channel=channel)
-        queue.declare()
-        received: list[object] = []
-        connection.Producer(channel).publish("first", routing_key="tried")
-        connection.Producer(channel).publish("second", routing_key="tried")
-        with connection.Consumer(queue, callbacks=[lambda _, message: received.append(message)], channel=channel):
-            connection.drain_events(timeout=2)
-            (first,) = received
-            broker.freeze()
-            with pytest.raises(connection.connection_errors):
-                first.ack()  # type: ignore[attr-defined]
-            broker.thaw()
-            connection.drain_events(timeout=2)
-        assert [each.payload for each in received] == ["first", "second"]  # type: ignore[attr-defined]
+        yield connection
+
+
+def test_a_message_whose_acknowledgement_was_not_answered_takes_up_no_place(broker: Broker, connection: Connection) -> None:
+    with listening(connection) as received:
+        connection.drain_events(timeout=2)
+        (first,) = received
+        broker.freeze()
+        with pytest.raises(connection.connection_errors):
+            first.ack()
+        broker.thaw()
+        connection.drain_events(timeout=2)
+    assert [each.payload for each in received] == ["first", "second"]
+
+
+def test_what_cannot_be_given_back_to_a_lost_broker_is_given_up(broker: Broker, connection: Connection) -> None:
+    with listening(connection) as received:
+        connection.drain_events(timeout=2)
+        qos = received[0].channel.qos
+        broker.kill()
+        qos.restore_unacked()
+        assert qos.can_consume()
+
+
+@contextmanager
+def listening(connection: Connection) -> Iterator[list[Any]]:
+    """Whatever comes of two messages to one who takes one at a time."""
+    received: list[Any] = []
+    channel = connection.default_channel
+    assert isinstance(channel.qos, workers.consumer.QoS)
+    channel.basic_qos(0, 1, False)
+    queue = Queue("tried", channel=channel)
+    queue.declare()
+    for message in ("first", "second"):
+        connection.Producer(channel).publish(message, routing_key="tried")
+    consumer = connection.Consumer(queue, callbacks=[lambda _, message: received.append(message)], channel=channel)
+    consumer.consume()
+    yield received
