@@ -59,7 +59,7 @@ compose-test: image ## Bring it up beside what runs, go the demonstration's way 
 	@exec tests/images/compose.sh test
 
 chart-lint: .venv-chart/.installed ## Render the Helm chart for every kind of cluster, and hold the outcome against what is asked of it
-	@exec .venv-chart/bin/python -m pytest -q -c .ci/chart.ini --confcutdir tests/charts tests/charts/rendered.py
+	@exec .venv-chart/bin/python -m pytest -q -c .ci/chart.ini --confcutdir tests/charts tests/charts/rendered.py tests/charts/infrastructure.py
 
 chart-test: .venv/.installed .venv-chart/.installed image ## Run the laptop's pods with podman, and the demonstration against them
 	@exec $(BIN)/python -m tests.charts.play
