@@ -6,6 +6,7 @@ import http.client
 import itertools
 import json
 import random
+import select
 import socket
 import threading
 import time
@@ -103,12 +104,16 @@ class Load:
 
     def run(self, *, bookings: int | None = None, seconds: float | None = None, rate: float | None = None) -> None:
         """Start, wait until so many more bookings are acknowledged or so many seconds have passed, and stop."""
+        self.start(rate=rate)
+        self.wait(bookings=bookings, seconds=seconds)
+        self.stop()
+
+    def wait(self, *, bookings: int | None = None, seconds: float | None = None) -> None:
+        """Wait until so many more bookings are acknowledged or so many seconds have passed, whichever comes first."""
         until = time.monotonic() + (seconds if seconds is not None else 3600)
         enough = self.shared.bookings + bookings if bookings is not None else None
-        self.start(rate=rate)
         while time.monotonic() < until and not self._failed and (enough is None or self.shared.bookings < enough):
             time.sleep(0.02)
-        self.stop()
 
     def _run(self, client: _Client) -> None:
         due = time.monotonic()
@@ -378,6 +383,8 @@ class _Line:
 
     def send(self, method: str, path: str, payload: bytes | None, headers: dict[str, str]) -> str | None:
         """Send a request; what went wrong, if something did."""
+        if self._connection is not None and _was_closed(self._connection.sock):
+            self.close()  # by the server, since nobody said anything: what is sent there would be lost
         try:
             if self._connection is None:
                 self._connection = http.client.HTTPConnection(*self._place, timeout=TIMEOUT_SECONDS)
@@ -408,3 +415,8 @@ class _Line:
         if self._connection is not None:
             self._connection.close()
             self._connection = None
+
+
+def _was_closed(idle: socket.socket) -> bool:
+    """Whether the other side has hung up."""
+    return bool(select.select([idle], [], [], 0)[0])
