@@ -8,7 +8,7 @@ import resource
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from uuid import UUID
 
 import redis
@@ -161,16 +161,20 @@ def duplicated(ground: Ground) -> Iterator[list[bytes]]:
     stop = threading.Event()
 
     def copy() -> None:
-        with redis.Redis.from_url(ground.stack.settings.broker_url) as client:
+        with redis.Redis.from_url(ground.stack.settings.broker_url, socket_timeout=1) as client:
             while not stop.wait(0.02):
-                messages = client.lpop(BOOKING, 100) or []
-                kept = set(copied[-2000:])
-                fresh = [each for each in messages if each not in kept]
-                again = [each for each in messages if each in kept] + fresh * QUEUE_COPIES
-                ground.chance.shuffle(again)
-                copied.extend(fresh)
-                if again and client.llen(BOOKING) < 2000:
-                    client.rpush(BOOKING, *again)
+                with suppress(redis.RedisError):  # the broker may be harmed at the same time
+                    _copy(client)
+
+    def _copy(client: redis.Redis) -> None:
+        messages = client.lpop(BOOKING, 100) or []
+        kept = set(copied[-2000:])
+        fresh = [each for each in messages if each not in kept]
+        again = [each for each in messages if each in kept] + fresh * QUEUE_COPIES
+        ground.chance.shuffle(again)
+        copied.extend(fresh)
+        if again and client.llen(BOOKING) < 2000:
+            client.rpush(BOOKING, *again)
 
     thread = threading.Thread(target=copy, daemon=True)
     thread.start()
