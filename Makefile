@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 SEMGREP := SEMGREP_SEND_METRICS=off SEMGREP_ENABLE_VERSION_CHECK=0 .venv-scan/bin/semgrep
 
-.PHONY: help up restart backup restore demo staff test security lint scan sbom bench growth lock alerts image compose compose-test chart-lint chart-test workflow-lint pin pipeline diagrams
+.PHONY: help up restart backup restore demo staff test faults security lint scan sbom bench growth lock alerts image compose compose-test chart-lint chart-test workflow-lint pin pipeline diagrams
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -29,6 +29,9 @@ staff: .venv/.installed ## The staff's command line on that stack: make staff DO
 
 test: lint ## Check style, types and imports, then run every test
 	@exec $(BIN)/python -m pytest -q -n 3 --dist loadfile
+
+faults: .venv/.installed ## Break everything on purpose (half an hour; SCALE=0.1 is shorter, SEED=7 replays, ROWS="R1 W3" chooses)
+	@exec $(BIN)/python -m tests.faults $(ROWS)
 
 security: .venv/.installed ## Run the tests of security with their full numbers (a quarter of an hour)
 	@exec $(BIN)/python -m pytest -q --long --timeout 1800 tests/security
