@@ -35,7 +35,8 @@ from tests.faults.stack import FaultStack
 
 PORT: Final = 8600
 # Rows that share a stack, one after another; the first of these go on beside the others, since they mostly wait.
-BESIDE: Final = (("M1",), ("T2",))
+BESIDE: Final = (("M1",), ("T2", "G1", "G2"))
+ALONE: Final = ("G3",)  # measures how much the machine can do
 BUNDLES: Final = (
     ("R1", "R3", "P1", "P4"),
     ("R2", "R5", "A2", "T1", "B2"),
@@ -44,6 +45,8 @@ BUNDLES: Final = (
     ("W2", "W3", "D1", "W5"),
     ("P6", "W6", "W7"),
     ("P7",),
+    ("V1",),
+    ("X1",),
 )
 AT_ONCE: Final = 2
 DISK_MEGABYTES: Final = 200
@@ -78,8 +81,8 @@ def main() -> int:
 
 def run_all(names: Sequence[str], scale: float, seed: int) -> list[dict[str, Any]]:
     """Run the bundles that hold these rows, each in a process of its own."""
-    wanted = [tuple(name for name in bundle if name in names) for bundle in (*BESIDE, *BUNDLES)]
-    beside, others = wanted[: len(BESIDE)], wanted[len(BESIDE) :]
+    wanted = [tuple(name for name in bundle if name in names) for bundle in (*BESIDE, *BUNDLES, ALONE)]
+    beside, others = wanted[: len(BESIDE)], wanted[len(BESIDE) : -1]
     with tempfile.TemporaryDirectory(prefix="healthmed-faults-") as folder:
         tasks = [bundle for bundle in beside if bundle], [bundle for bundle in others if bundle]
         with ThreadPoolExecutor(1) as one, ThreadPoolExecutor(AT_ONCE) as several:
@@ -89,6 +92,8 @@ def run_all(names: Sequence[str], scale: float, seed: int) -> list[dict[str, Any
                 for place, bundle in enumerate(bundles, first)
             ]
             results = [result for each in running for result in each.result()]
+        if wanted[-1]:
+            results += _run_apart(wanted[-1], scale, seed, PORT, Path(folder) / "alone")
     return sorted(results, key=lambda each: list(ROWS).index(each["row"]))
 
 

@@ -18,7 +18,7 @@ HUNG = 20.0
 @row("R1", "broker killed, its file kept", "202 goes on, the relay wakes again")
 def broker_killed(ground: Ground) -> None:
     with ground.load() as run:
-        for _ in run.spread(ground.many(10_000), ground.many(20)):
+        for _ in run.spread(ground.many(5_000), ground.many(20)):
             ground.stack.broker.kill()
             time.sleep(ground.chance.uniform(0, 1))
             ground.stack.broker.start()
@@ -33,7 +33,7 @@ def both_emptied(ground: Ground) -> None:
     revoked = {"Authorization": f"Bearer {_logged_out(ground)}"}
     statuses = []
     with ground.load() as run:
-        for _ in run.spread(ground.many(10_000), ground.many(20)):
+        for _ in run.spread(ground.many(5_000), ground.many(20)):
             stack.broker.erase()
             stack.cache.erase()
             stack.broker.start()
