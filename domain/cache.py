@@ -28,6 +28,7 @@ from uuid_utils.compat import uuid7
 
 from domain import database
 from domain.errors import NotFound, Unavailable
+from domain.metrics import CACHE_READS
 from domain.redis_server import BUDGET_SECONDS, RedisServer, Silent, new_budget
 from domain.replica import Behind, Replica
 from domain.settings import Settings
@@ -50,6 +51,8 @@ _BATCH_PAUSE = 0.2
 Wanted = tuple[str, str]  # a scope and a field of it
 Ready = tuple[str, bytes]  # an ETag (without quotes) and its body
 T = TypeVar("T")
+
+_HIT, _MISSED, _WITHOUT = (CACHE_READS.labels(outcome).inc for outcome in ("hit", "miss", "without"))
 
 log = structlog.get_logger()
 
@@ -174,7 +177,10 @@ class Cache:
         try:
             answers = self._cached(epoch, wanted)
             missing = [place for place, answer in enumerate(answers) if answer is None]
+            if len(missing) < len(wanted):
+                _HIT(len(wanted) - len(missing))
             if missing:
+                (_WITHOUT if epoch is None else _MISSED)(len(missing))
                 filled = self._filled(epoch, [wanted[place] for place in missing], fill, reader, primary)
                 for place, answer in zip(missing, filled, strict=True):
                     answers[place] = answer
@@ -210,6 +216,7 @@ class Cache:
             if readers != b"*" and own not in readers.split(b","):
                 return None
             ready.append((tag.decode(), body))
+        _HIT(len(ready))
         return ready
 
     def _cached(self, epoch: int | None, wanted: Sequence[Wanted]) -> list[Answer | None]:

@@ -8,7 +8,8 @@ from uuid import UUID
 from prometheus_client import REGISTRY
 from sqlalchemy import Connection, text
 
-from domain import metrics
+from domain import directory, metrics
+from domain.cache import Cache
 from domain.commands import Book
 from domain.settings import Settings
 from tests.rows import add_doctor, add_person, add_slot, send, tomorrow
@@ -72,3 +73,18 @@ def test_decisions_are_counted_by_how_they_ended(
     after = [counted(name, **labels) - former for (name, labels), former in zip(names, before, strict=True)]
     assert after[:5] == [1, 1, 2, 2, 2]
     assert after[5] >= 2
+
+
+def test_reads_are_counted_by_where_they_came_from(rows: Connection, settings: Settings, cache: Cache) -> None:
+    doctor_id = add_doctor(rows, settings)
+    outcomes = ("miss", "hit", "without")
+    before = [counted("healthmed_cache_reads_total", outcome=outcome) for outcome in outcomes]
+    directory.doctor(cache, doctor_id)
+    directory.doctor(cache, doctor_id)
+    rows.execute(text("update cache set in_use = false"))
+    cache.stop()
+    without = Cache(settings, cache.engine)  # never started: it believes no cache
+    directory.doctor(without, doctor_id)
+    without.stop()
+    after = [counted("healthmed_cache_reads_total", outcome=outcome) for outcome in outcomes]
+    assert [now - former for now, former in zip(after, before, strict=True)] == [1, 1, 1]
