@@ -16,9 +16,8 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
@@ -121,22 +120,21 @@ def run_bundle(rows: Sequence[Row], scale: float, seed: int, port: int, result: 
     """Run rows that stand on the same stack, one after another, and write down how each went."""
     folder = result.parent
     with _ground(rows[0].stack, folder, port) as (stack, crowd, spare):
+        ran = []
         for row in rows:
             ground = Ground(stack, crowd, spare, folder, scale, seed ^ hash_of(row.name))
             begun = time.monotonic()
-            broken = ""
-            try:
-                row.run(ground)
-            except Exception:
-                broken = traceback.format_exc()
-                print(broken, flush=True)
+            broken = _broken(row.run, ground)
+            ran.append((row, ground, broken, time.monotonic() - begun))
+            print(row.name, *ground.measured, sep="\n    ", flush=True)
+        for row, ground, broken, seconds in ran:  # only now: a mail may take a minute to be tried again
+            broken = broken or _broken(Ground.judge, ground)
             held = not broken and not ground.violations and all(figure.held for figure in ground.measured)
             told = {
                 "row": row.name,
                 "held": held,
-                "seconds": time.monotonic() - begun,
+                "seconds": seconds,
                 "figures": [str(figure) + ("" if figure.held else " NOT HELD") for figure in ground.measured],
-                "measured": [asdict(figure) for figure in ground.measured],
                 "violations": broken or (shown(ground.violations) if ground.violations else ""),
             }
             with result.open("a", encoding="utf-8") as output:
@@ -144,7 +142,17 @@ def run_bundle(rows: Sequence[Row], scale: float, seed: int, port: int, result: 
             if not held and stack is not None:
                 kept = Path(os.environ.get("STATE_DIR") or ".state") / f"faults-{row.name}"
                 shutil.rmtree(kept, ignore_errors=True)
-                shutil.copytree(stack.folder / "log", kept)
+                shutil.copytree(folder, kept, ignore=shutil.ignore_patterns("postgres*", "replica*", "mail", "broker*", "disk"))
+
+
+def _broken(do: Callable[[Ground], None], ground: Ground) -> str:
+    """What broke off what was to be done; empty if nothing did."""
+    try:
+        do(ground)
+    except Exception:
+        print(traceback.format_exc(), flush=True)
+        return traceback.format_exc()
+    return ""
 
 
 def hash_of(name: str) -> int:

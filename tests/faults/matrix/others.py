@@ -53,7 +53,7 @@ def two_relays(ground: Ground) -> None:
 def no_relay(ground: Ground) -> None:
     stack = ground.stack
     stack.service("relay").kill()
-    with ground.load(rate=40, judged=False) as without:
+    with ground.load(rate=40) as without:
         time.sleep(ground.long(20, least=5))
     assert without.figures is not None
     ground.note("p99 to decision without a relay", without.figures.to_decision[1], "s", most=8)
@@ -74,7 +74,6 @@ def no_relay(ground: Ground) -> None:
                 longest = max(longest, client.llen("booking"))
             time.sleep(0.05)
         caught_up = time.monotonic() - begun
-    ground.judge(without)
     ground.note("requests that had lapsed", lapsed, least=1)
     ground.note("caught up after", caught_up, "s", most=60)
     ground.note("tasks that waited at once", longest, most=2 * stack.settings.lanes)
@@ -92,13 +91,12 @@ def no_mail(ground: Ground) -> None:
     stack, proxy = ground.stack, ground.stack.proxies["mail"]
     window, whole = ground.long(25, least=6), ground.long(600, least=45)
     p99s: dict[str, list[float]] = {"up": [], "down": []}
-    runs, down = [], 0.0
+    down = 0.0
     for _ in range(2):
         for state in ("up", "down"):
             (proxy.heal if state == "up" else proxy.refuse)()
-            with ground.load(rate=20, judged=False) as run:
+            with ground.load(rate=20) as run:
                 time.sleep(window)
-            runs.append(run)
             assert run.figures is not None
             p99s[state].append(run.figures.to_decision[1])
             down += window if state == "down" else 0
@@ -106,17 +104,14 @@ def no_mail(ground: Ground) -> None:
     for harm in ("gone", "says 451", "hung"):
         stack.mailbox.answer = "451 come back later" if harm == "says 451" else None
         {"gone": proxy.refuse, "says 451": proxy.heal, "hung": proxy.swallow}[harm]()
-        with ground.load(rate=3, judged=False) as run:
+        with ground.load(rate=3) as run:
             time.sleep(rest)
-        runs.append(run)
     stack.mailbox.answer = None
     proxy.heal()
     waiting = _count(ground, _UNSENT)
     ground.note("without mail", down + 3 * rest, "s")
     ground.note("mails that waited", waiting, least=1)
     ground.note("all sent after", until(lambda: _count(ground, _UNSENT) == 0, MAILS_WITHIN + 60, 0.5), "s", most=MAILS_WITHIN)
-    for run in runs:
-        ground.judge(run)
     ground.note("mails sent more than twice", sum(number > 2 for number in _copies(ground).values()), most=0)
     up, lost = (sorted(p99s[state])[0] for state in ("up", "down"))
     ground.note("bookings' p99 with mail", up, "s")

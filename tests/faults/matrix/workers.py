@@ -29,7 +29,7 @@ QUEUE_COPIES = 10
 @row("W1", "a worker's process killed at each dangerous point", "rolled back, done again or nothing left to do: one effect each")
 def killed_at_points(ground: Ground) -> None:
     kills = 0
-    with ground.load(rate=60, patience=90) as run:  # a mail that nobody noted is claimed for a minute
+    with ground.load(rate=60) as run:
         for name, points in (("notifications", MAIL_POINTS), ("booking", BOOKING_POINTS)):
             for point in points:
                 kills += kill_at(ground, name, point, ground.many(20))
