@@ -19,7 +19,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import IO
 from urllib.parse import urlsplit
 from uuid import UUID
 
@@ -314,18 +313,17 @@ def _asking(url: str) -> Iterator[psycopg2.extensions.cursor]:
 
 
 @contextlib.contextmanager
-def _held(state: Path) -> Iterator[IO[str]]:
+def _held(state: Path) -> Iterator[None]:
     """Keep every stack out of the state folder meanwhile. Raises Problem if one is in it."""
-    try:
-        state.mkdir(mode=0o700, parents=True, exist_ok=True)
-        lock = (state / "lock").open("a")
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise Problem(f"A stack is using {state}: stop it first.") from None
-    except OSError as error:
-        raise Problem(f"STATE_DIR {state} can't be used: {error.strerror}.") from None
-    with lock:
-        yield lock
+    with contextlib.ExitStack() as held:
+        try:
+            state.mkdir(mode=0o700, parents=True, exist_ok=True)
+            fcntl.flock(held.enter_context((state / "lock").open("a")), fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise Problem(f"A stack is using {state}: stop it first.") from None
+        except OSError as error:
+            raise Problem(f"STATE_DIR {state} can't be used: {error.strerror}.") from None
+        yield
 
 
 def _told(at: datetime) -> str:

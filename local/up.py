@@ -214,7 +214,7 @@ class Stack:
             self._state.mkdir(mode=0o700, parents=True, exist_ok=True)
             lock = (self._state / "lock").open("a")
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            lock.truncate()
+            lock.truncate(0)
             lock.write(str(os.getpid()))
             lock.flush()
             shutil.rmtree(self._metrics, ignore_errors=True)
