@@ -222,9 +222,11 @@ class Drainer:
     # The lock is for speed only, Postgres is for truth: whatever Redis does or doesn't answer, the lane goes on.
 
     def _taken(self, lock: Lock) -> bool:
+        token = uuid4().hex
         try:
-            taken = bool(lock.acquire())
+            taken = bool(lock.acquire(token=token))
         except RedisError:
+            lock.local.token = token.encode()  # it may be ours all the same, and must not stay so when the lane is let go
             metrics.LANE_LOCKS.labels("unanswered").inc()
             return True
         metrics.LANE_LOCKS.labels("taken" if taken else "held").inc()

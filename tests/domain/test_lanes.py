@@ -14,6 +14,7 @@ import psycopg2
 import pytest
 from redis import Redis
 from redis.backoff import NoBackoff
+from redis.lock import Lock
 from redis.retry import Retry
 from sqlalchemy import Connection, Engine, create_engine, text
 from sqlalchemy.exc import OperationalError
@@ -27,6 +28,7 @@ from domain.lanes import Drainer, flag_name
 from domain.settings import Settings
 from local.servers import Broker
 from local.servers import Cache as CacheServer
+from tests.faults.proxy import Proxy
 from tests.rows import add_doctor, add_person, add_slot, outcomes, send, tomorrow
 
 
@@ -299,3 +301,17 @@ def test_a_drain_of_nothing_is_quick_and_harmless(drainer: Drainer) -> None:
     begun = time.monotonic()
     assert drainer.drain(7) is False
     assert time.monotonic() - begun < lanes.TURN_SECONDS
+
+
+def test_a_lock_whose_taking_was_not_answered_is_let_go_of_all_the_same(drainer: Drainer, broker: Broker) -> None:
+    proxy = Proxy(broker.port)
+    with Redis.from_url(broker.url.replace(str(broker.port), str(proxy.port)), retry=Retry(NoBackoff(), 0)) as client:
+        client.ping()
+        lock = Lock(client, "lane:7", timeout=5, blocking=False, raise_on_release_error=False)
+        proxy.lose_every(1)
+        assert drainer._taken(lock)
+        proxy.heal()
+        assert client.exists("lane:7")
+        drainer._let_go(lock)
+        assert not client.exists("lane:7")
+    proxy.close()
