@@ -22,9 +22,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
-from domain import database
+from domain import database, logs
 from local.crowd import Crowd, gather
-from local.servers import Postgres
+from local.servers import Postgres, free_port
 from tests.faults.checker import shown
 from tests.faults.clients import SETTINGS
 from tests.faults.disk import REFUSED
@@ -32,7 +32,6 @@ from tests.faults.ground import Ground
 from tests.faults.matrix import ROWS, Row
 from tests.faults.stack import FaultStack
 
-PORT: Final = 8600
 # Rows that share a stack, one after another; the first of these go on beside the others, since they mostly wait.
 BESIDE: Final = (("M1",), ("T2", "G1", "G2"))
 ALONE: Final = ("G3",)  # measures how much the machine can do
@@ -57,14 +56,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="tests.faults", description=__doc__)
     parser.add_argument("rows", nargs="*", help="names of rows; all unless given")
     parser.add_argument("--bundle", type=Path, help=argparse.SUPPRESS)  # run these on one stack here, and write down how it went
-    parser.add_argument("--port", type=int, default=PORT, help=argparse.SUPPRESS)
     asked = parser.parse_args()
     scale, seed = float(os.environ.get("SCALE") or 1), int(os.environ.get("SEED") or time.time())
     names = [name.upper() for name in asked.rows or (os.environ.get("ROWS") or "").split() or ROWS]
     if unknown := [name for name in names if name not in ROWS]:
         parser.error(f"no row {', '.join(unknown)}: there are {', '.join(ROWS)}")
     if asked.bundle:
-        run_bundle([ROWS[name] for name in names], scale, seed, asked.port, asked.bundle)
+        run_bundle([ROWS[name] for name in names], scale, seed, asked.bundle)
         return 0
     print(f"SCALE={scale:g} SEED={seed}", flush=True)
     begun = time.monotonic()
@@ -86,21 +84,21 @@ def run_all(names: Sequence[str], scale: float, seed: int) -> list[dict[str, Any
         tasks = [bundle for bundle in beside if bundle], [bundle for bundle in others if bundle]
         with ThreadPoolExecutor(1) as one, ThreadPoolExecutor(AT_ONCE) as several:
             running = [
-                pool.submit(_run_apart, bundle, scale, seed, PORT + 10 * place, Path(folder) / "-".join(bundle))
-                for pool, bundles, first in ((one, tasks[0], 0), (several, tasks[1], len(BESIDE)))
-                for place, bundle in enumerate(bundles, first)
+                pool.submit(_run_apart, bundle, scale, seed, Path(folder) / "-".join(bundle))
+                for pool, bundles in ((one, tasks[0]), (several, tasks[1]))
+                for bundle in bundles
             ]
             results = [result for each in running for result in each.result()]
         if wanted[-1]:
-            results += _run_apart(wanted[-1], scale, seed, PORT, Path(folder) / "alone")
+            results += _run_apart(wanted[-1], scale, seed, Path(folder) / "alone")
     return sorted(results, key=lambda each: list(ROWS).index(each["row"]))
 
 
-def _run_apart(bundle: tuple[str, ...], scale: float, seed: int, port: int, folder: Path) -> list[dict[str, Any]]:
+def _run_apart(bundle: tuple[str, ...], scale: float, seed: int, folder: Path) -> list[dict[str, Any]]:
     """Run one bundle in a process of its own, and tell what it has written down."""
     folder.mkdir()
     result = folder / "result.jsonl"
-    program = ["tests.faults", "--bundle", str(result), "--port", str(port), *bundle]
+    program = ["tests.faults", "--bundle", str(result), *bundle]
     if ROWS[bundle[0]].stack == "small disk":
         program = ["tests.faults.disk", str(folder / "disk"), str(DISK_MEGABYTES), *program]
     environ = {**os.environ, "SCALE": str(scale), "SEED": str(seed)}
@@ -110,16 +108,16 @@ def _run_apart(bundle: tuple[str, ...], scale: float, seed: int, port: int, fold
     results = [json.loads(line) for line in lines]
     why = "not run: this machine lets nobody mount a disk" if ended.returncode == REFUSED else "the run broke off"
     for name in bundle[len(results) :]:
-        results.append({"row": name, "held": False, "figures": [why], "violations": (folder / "output").read_text()[-2000:]})
+        results.append({"row": name, "held": False, "figures": [why], "violations": _last_line(folder / "output")})
     for each in results:
         print(_line(each), flush=True)
     return results
 
 
-def run_bundle(rows: Sequence[Row], scale: float, seed: int, port: int, result: Path) -> None:
+def run_bundle(rows: Sequence[Row], scale: float, seed: int, result: Path) -> None:
     """Run rows that stand on the same stack, one after another, and write down how each went."""
     folder = result.parent
-    with _ground(rows[0].stack, folder, port) as (stack, crowd, spare):
+    with _ground(rows[0].stack, folder) as (stack, crowd, spare):
         ran = []
         for row in rows:
             ground = Ground(stack, crowd, spare, folder, scale, seed ^ hash_of(row.name))
@@ -161,7 +159,7 @@ def hash_of(name: str) -> int:
 
 
 @contextlib.contextmanager
-def _ground(kind: str, folder: Path, port: int) -> Iterator[tuple[Any, Any, list[Any]]]:
+def _ground(kind: str, folder: Path) -> Iterator[tuple[Any, Any, list[Any]]]:
     """The stack of a kind, with a crowd in it; none for those that bring their own."""
     if kind == "none":
         yield None, None, []
@@ -173,7 +171,10 @@ def _ground(kind: str, folder: Path, port: int) -> Iterator[tuple[Any, Any, list
         servers["DATABASE_URL"] = Postgres(folder / "disk" / "postgres", log=folder / "postgres.log", options=wal)
     patched = dict.fromkeys(("api", "relay", "booking", "notifications"), "tests.faults.harm:do")
     proxied = kind == "proxied"
-    stack = FaultStack(folder / "state", port, proxied=proxied, replicated=proxied, servers=servers, patched=patched, **settings)
+    stack = FaultStack(
+        folder / "state", free_port(), proxied=proxied, replicated=proxied, servers=servers, patched=patched, **settings
+    )
+    logs.configure("WARNING")
     database.bound_waits()
     with stack:
         crowd = gather(stack.engine, stack.settings, doctors=DOCTORS, patients=PATIENTS + SPARE, slots_a_day=16)
@@ -194,6 +195,10 @@ def report(results: Sequence[dict[str, Any]], scale: float, seed: int, seconds: 
         verdict = "held" if each["held"] else "**not held**"
         lines.append(f"| {row.name} | {row.fault} | {row.expected} | {'; '.join(each['figures'])} | {verdict} |")
     return "\n".join(lines) + "\n"
+
+
+def _last_line(file: Path) -> str:
+    return file.read_text("utf-8").rstrip().rpartition("\n")[2][:500]
 
 
 def _line(result: dict[str, Any]) -> str:

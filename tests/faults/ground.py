@@ -40,7 +40,7 @@ class Figure:
     def __str__(self) -> str:
         limits = [f"at most {self.most:g}"] if self.most is not None else []
         limits += [f"at least {self.least:g}"] if self.least is not None else []
-        measured = f"{self.measured:,.0f}" if self.measured == int(self.measured) else f"{self.measured:.2f}"
+        measured = f"{self.measured:,.0f}" if float(self.measured).is_integer() else f"{self.measured:.2f}"
         return f"{self.what} {measured}{self.unit and ' ' + self.unit}" + (f" ({', '.join(limits)})" if limits else "")
 
 

@@ -63,7 +63,7 @@ def no_relay(ground: Ground) -> None:
         lapsed = _let_requests_lapse(ground, 300)
         stack.superuser("update availabilities set extended_on = extended_on - 1")
         stack.superuser(
-            "update notices set due_at = now() - interval '1 hour', next_try_at = now() - interval '1 hour',"
+            "update notices set due_at = now() - (1 + random()) * interval '1 hour', next_try_at = now() - interval '1 hour',"
             " during = tstzrange(now() - interval '30 minutes', now()) where kind = 'reminder' and sent_at is null"
             " and id in (select id from notices where kind = 'reminder' and sent_at is null limit 50)"
         )

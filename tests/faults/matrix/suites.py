@@ -47,9 +47,9 @@ def restored(ground: Ground) -> None:
     _pytest(ground, "tests/faults/test_backup.py")
 
 
-@row("G2", "the whole stack restarted under load (`make restart`)", "no request fails, nobody is let go of", stack="none")
+@row("G2", "API and workers ended and replaced under load", "no request fails, nobody is let go of", stack="none")
 def restarted(ground: Ground) -> None:
-    _pytest(ground, "tests/local/test_up.py", "tests/api/test_serving.py")
+    _pytest(ground, "tests/faults/test_graceful.py")
 
 
 @row("G3", "three times as much asked as can be done", "the rest is shed at once with 503 and Retry-After", stack="none")

@@ -47,8 +47,8 @@ def killed_whole(ground: Ground) -> None:
         for _ in range(kills):
             worker.kill()
             worker.launch()
-            ground.stack.wait_until_ready()
-            time.sleep(ground.chance.uniform(0, 1.5))
+            until(lambda: not ground.overdue())
+            time.sleep(ground.chance.uniform(0, 0.5))
     ground.note("kills", kills)
     ground.note_decisions(run, p99=10)
     ground.note("5xx or no answer", run.unanswered(), most=0)
