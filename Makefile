@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 SEMGREP := SEMGREP_SEND_METRICS=off SEMGREP_ENABLE_VERSION_CHECK=0 .venv-scan/bin/semgrep
 
-.PHONY: help up restart backup restore demo staff test faults security lint scan sbom bench growth lock alerts image compose compose-test chart-lint chart-test workflow-lint pin pipeline diagrams
+.PHONY: help up restart backup restore demo staff test faults security lint scan sbom bench growth lock alerts image compose compose-test chart-lint chart-test workflow-lint pin pipeline diagrams demonstration
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -79,6 +79,9 @@ pipeline: .venv/.installed ## Run the whole pipeline here, to a new version over
 
 diagrams: .venv/.installed ## Draw docs/diagrams again (needs dot, of Debian's package graphviz)
 	@exec $(BIN)/python -m tests.docs.diagrams
+
+demonstration: .venv/.installed ## Write the real calls and answers of docs/infrastructure.md anew
+	@exec $(BIN)/python -m tests.docs.demonstration
 
 bench: .venv/.installed ## Measure, as ratios within one run
 	@exec $(BIN)/python -m tests.bench

