@@ -11,12 +11,15 @@ import logging
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from email.utils import formatdate
 from functools import cache, lru_cache
-from time import perf_counter
+from time import perf_counter, time
 from typing import TYPE_CHECKING, Any, Final
 
 import structlog
 from flask import Flask, Request
+from gunicorn import SERVER
+from gunicorn.workers.base_async import ALREADY_HANDLED
 from marshmallow import Schema
 from werkzeug.http import parse_etags
 
@@ -99,9 +102,9 @@ class HotReads:
         if path is None or not _is_plain(environ):
             return self._onward(environ, start_response)
         name = str(path.lastgroup)
-        read = self._reads[name]
+        read, used = self._reads[name], self._extensions["healthmed"]
         try:
-            found = _find(read, self._extensions["healthmed"], path[name], environ)
+            found = _find(read, used, path[name], environ)
         except HealthMedError:  # which Flask will explain
             found = None
         except Exception as error:
@@ -115,26 +118,20 @@ class HotReads:
         caching = PRIVATE if read.readers else PUBLIC
         headers = [("ETag", f'"{tag}"'), ("Cache-Control", caching), ("X-Request-ID", request_id), *self._standing]
         if _is_held(environ, tag):
-            status, body = 304, b""
-            start_response("304 NOT MODIFIED", headers)
+            status, line, body = 304, "304 NOT MODIFIED", b""
         else:
-            status = 200
-            start_response("200 OK", [("Content-Type", "application/json"), ("Content-Length", str(len(body))), *headers])
+            status, line = 200, "200 OK"
+            headers += [("Content-Type", "application/json"), ("Content-Length", str(len(body)))]
         seconds = perf_counter() - began
-        count, observe = _figures(read.rule, status)
+        count, observe, write_line = _telling(read.rule, status)
         count()
         observe(seconds)
         traces.answered(request_id, "GET", read.rule, status, seconds)
-        logs.write_line(
-            _lines,
-            "request",
-            request_id=redact(request_id) if request_id == sent_id else request_id,
-            method="GET",
-            route=read.rule,
-            status=status,
-            session_id=session_id,
-            milliseconds=round(seconds * 1000, 1),
-        )
+        shown_id = redact(request_id) if request_id == sent_id else request_id
+        write_line(request_id=shown_id, session_id=session_id, milliseconds=round(seconds * 1000, 1))
+        if not used.leaving.is_set() and _is_kept(environ):
+            return _send(environ["gunicorn.socket"], line, headers, body)
+        start_response(line, headers)
         return (body,)
 
     def _at_search(self, asked: _Asked) -> Wanted:
@@ -160,6 +157,25 @@ def _is_plain(environ: WSGIEnvironment) -> bool:
         and "HTTP_PREFER" not in environ
         and "HTTP_ORIGIN" not in environ
     )
+
+
+def _is_kept(environ: WSGIEnvironment) -> bool:
+    """Whether gunicorn serves this on a connection that stays open for the next request."""
+    return "gunicorn.socket" in environ and environ["SERVER_PROTOCOL"] == "HTTP/1.1" and "HTTP_CONNECTION" not in environ
+
+
+def _send(client: Any, status: str, headers: list[tuple[str, str]], body: bytes) -> Iterable[bytes]:
+    """Send an answer in one piece: by way of `start_response` it takes two, and 40 microseconds more of gunicorn's."""
+    lines = "".join([f"{name}: {value}\r\n" for name, value in headers])
+    head = f"HTTP/1.1 {status}\r\nServer: {SERVER}\r\nDate: {_date(int(time()))}\r\nConnection: keep-alive\r\n{lines}\r\n"
+    client.sendall(head.encode("latin-1") + body)
+    handled: Iterable[bytes] = ALREADY_HANDLED
+    return handled
+
+
+@lru_cache(1)
+def _date(second: int) -> str:
+    return formatdate(second, usegmt=True)
 
 
 def _is_held(environ: WSGIEnvironment, tag: str) -> bool:
@@ -223,5 +239,10 @@ def _read_query(schema: type[Schema], query: str) -> Any:
 
 
 @cache
-def _figures(rule: str, status: int) -> tuple[Callable[[], None], Callable[[float], None]]:
-    return metrics.REQUESTS.labels("GET", rule, status).inc, metrics.REQUEST_SECONDS.labels("GET", rule).observe
+def _telling(rule: str, status: int) -> tuple[Callable[[], None], Callable[[float], None], Callable[..., None]]:
+    """What counts, times and logs an answer."""
+    return (
+        metrics.REQUESTS.labels("GET", rule, status).inc,
+        metrics.REQUEST_SECONDS.labels("GET", rule).observe,
+        logs.line_writer(_lines, "request", method="GET", route=rule, status=status),
+    )

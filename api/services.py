@@ -10,7 +10,7 @@ from ipaddress import ip_address
 from flask import current_app, g, request
 from redis import Redis
 from sqlalchemy import Engine
-from uuid_utils.compat import uuid7
+from uuid_utils import uuid7  # whose ids are sooner made, and sooner written, than those of `compat`
 
 from api.attempts import Attempts
 from domain.cache import Cache

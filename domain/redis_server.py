@@ -64,7 +64,7 @@ class RedisServer:
             protocol=2,
         )
         self._idle: list[_Line] = []
-        self._seats = threading.BoundedSemaphore(_CONNECTIONS)
+        self._seats = _Seats(_CONNECTIONS)
         self._without_until = 0.0
 
     def ask(self, commands: Sequence[Command]) -> list[Any]:
@@ -91,8 +91,7 @@ class RedisServer:
     def insist(self, commands: Sequence[Command], seconds: float) -> list[Any]:
         """The replies to one round trip of commands, asked even if the last time was in vain. Raises RedisError or OSError."""
         deadline = time.monotonic() + seconds
-        if not self._seats.acquire(timeout=max(seconds, _LEAST_SECONDS)):
-            raise Busy
+        self._seats.take(max(seconds, _LEAST_SECONDS))
         try:
             question = b"".join(map(hiredis.pack_command, commands))
             if self._idle:
@@ -102,7 +101,7 @@ class RedisServer:
             line = _Line(self._made.connection_class(**self._made.connection_kwargs))
             return self._asked(line, question, len(commands), deadline)
         finally:
-            self._seats.release()
+            self._seats.give_back()
 
     def _asked(self, line: _Line, question: bytes, number: int, deadline: float) -> list[Any]:
         try:
@@ -117,6 +116,43 @@ class RedisServer:
         """Close the connections that nobody uses."""
         while self._idle:
             self._idle.pop().close()
+
+
+class _Seats:
+    """How many may ask at once. A semaphore would do, but it costs as much as parsing a reply, taken or not."""
+
+    def __init__(self, number: int) -> None:
+        self._free = [None] * number  # whose ends are atomic
+        self._waiting = 0
+        self._freed = threading.Condition()
+
+    def take(self, seconds: float) -> None:
+        """Take a seat, or wait for one. Raises Busy."""
+        if not self._taken():
+            self._wait(seconds)
+
+    def give_back(self) -> None:
+        """Leave one's seat to the next."""
+        self._free.append(None)
+        if self._waiting:
+            with self._freed:
+                self._freed.notify()
+
+    def _taken(self) -> bool:
+        try:
+            self._free.pop()
+        except IndexError:
+            return False
+        return True
+
+    def _wait(self, seconds: float) -> None:
+        with self._freed:
+            self._waiting += 1  # before it looks again, or what is given back meanwhile would wake nobody
+            try:
+                if not self._freed.wait_for(self._taken, seconds):
+                    raise Busy
+            finally:
+                self._waiting -= 1
 
 
 class _Line:

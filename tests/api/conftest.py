@@ -12,13 +12,15 @@ from flask.testing import FlaskClient
 from api.app import create_app
 from domain.settings import Settings
 from tests.api.clinic import Clinic
+from tests.api.ways import BothWays
 from tests.factories import Accounts
 
 
 @pytest.fixture(scope="session")
 def app(settings: Settings) -> Iterator[Flask]:
-    """The application, on the tests' servers."""
+    """The application, on the tests' servers. What is read of it is read in both ways, and must be the same."""
     app = create_app(settings)
+    app.wsgi_app = BothWays(app)  # type: ignore[method-assign]
     yield app
     app.extensions["healthmed"].close()
 
