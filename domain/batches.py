@@ -42,13 +42,12 @@ class Decided:
 def decide_batch(
     connection: Connection,
     settings: Settings,
-    lane: int,
-    *,
+    *lanes: int,
     most: int | None = None,
     only: UUID | None = None,
     now: datetime | None = None,
 ) -> Decided | None:
-    """Decide the oldest commands that wait in a lane, `most` (or `LANE_BATCH`) at once, or `only` one; None if nothing waits.
+    """Decide the oldest commands that wait in some lanes, `most` (or `LANE_BATCH`) at once, or `only` one; None if nothing waits.
 
     They are decided as at `now`, which is the present by the database's clock unless a demonstration's past is made.
 
@@ -56,7 +55,7 @@ def decide_batch(
     Raises Clash, and whatever the database or a faulty command raises: then nothing is changed.
     """
     with metrics.LOCK_WAIT_SECONDS.time():
-        ids = _lock(connection, lane, most or settings.lane_batch, only)
+        ids = _lock(connection, lanes, most or settings.lane_batch, only)
     if not ids:
         return None
     work = _read(connection, settings, ids, now)
@@ -204,8 +203,8 @@ def _decide(row: Row[Any], work: _Work) -> Decision:
     return decide(envelope, inbox.restored(row, secret), work.schedule)
 
 
-def _lock(connection: Connection, lane: int, limit: int, only: UUID | None) -> list[str]:
-    parameters = {"lane": lane, "limit": limit, "only": only}
+def _lock(connection: Connection, lanes: Sequence[int], limit: int, only: UUID | None) -> list[str]:
+    parameters = {"lanes": list(lanes), "limit": limit, "only": only}
     # Whoever waited for another worker's rows finds them decided, and must look again before it believes that nothing is left.
     rows = connection.execute(_LOCK, parameters).all() or connection.execute(_LOCK, parameters).all()
     return [str(row.id) for row in rows]
@@ -423,8 +422,14 @@ _LOCK = text(
     """
     with batch as materialized (
         select id, seq, doctor_id, actor_id, actor_role, appointment_id from commands
-        where lane = :lane and status = 'pending' and (cast(:only as uuid) is null or id = :only)
-        order by seq limit :limit for no key update
+        where status = 'pending' and id = any(array(
+            select oldest.id from unnest(cast(:lanes as int[])) as wanted, lateral (
+                select id, seq from commands
+                where lane = wanted and status = 'pending' and (cast(:only as uuid) is null or id = :only)
+                order by seq limit :limit
+            ) as oldest order by oldest.seq limit :limit
+        ))
+        order by seq for no key update
     ), locked_doctors as materialized (
         select id from doctors where id = any(array(select doctor_id from batch)) order by id for no key update
     ), locked_people as materialized (

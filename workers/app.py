@@ -15,7 +15,7 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from domain import logs, settings
-from domain.lanes import flag_name
+from domain.lanes import WAITING
 from domain.metrics import WAKE_UPS
 
 BOOKING: Final = "booking"
@@ -83,6 +83,7 @@ class Sender:
         self._celery.conf.broker_connection_timeout = 1
         self._celery.conf.broker_transport_options = {"socket_timeout": 1, "socket_connect_timeout": 1, "max_retries": 0}
         self._broker = connect(broker_url)
+        self._flag = self._broker.register_script(_FLAG)
         self._waiting: set[int] = set()
         self._changed = threading.Condition()
         self._thread: threading.Thread | None = None
@@ -121,18 +122,28 @@ class Sender:
                 time.sleep(1)
 
     def _wake_unflagged(self, lanes: set[int]) -> None:
-        with self._broker.pipeline(transaction=False) as pipeline:
-            for lane in lanes:
-                pipeline.set(flag_name(lane), 1, nx=True, ex=FLAG_SECONDS)
-            flagged = pipeline.execute()
-        for lane, fresh in zip(lanes, flagged, strict=True):
-            if fresh:
-                self.drain(lane)
-                WAKE_UPS.labels("sent").inc()
+        first, fresh = self._flag(args=[FLAG_SECONDS, *lanes])
+        if fresh:
+            WAKE_UPS.labels("sent").inc(fresh)
+        if first is not None:
+            self.drain(int(first))
 
     def _publish(self, task: str, queue: str, *arguments: int) -> None:
         self._celery.send_task(task, arguments, queue=queue)
 
+
+# Lanes that have no flag get one and join those that wait; whoever finds that none waited yet sends the task that takes them all.
+# Like a flag, this stands for five seconds at most. The count of the new ones, and the lane that a task is to name, if any.
+_FLAG = f"""
+local fresh = {{}}
+for n = 2, #ARGV do
+    if redis.call('SET', 'wake:' .. ARGV[n], 1, 'NX', 'EX', ARGV[1]) then fresh[#fresh + 1] = ARGV[n] end
+end
+if #fresh == 0 then return {{false, 0}} end
+if redis.call('SADD', '{WAITING}', unpack(fresh)) < redis.call('SCARD', '{WAITING}') then return {{false, #fresh}} end
+redis.call('EXPIRE', '{WAITING}', ARGV[1])
+return {{fresh[1], #fresh}}
+"""
 
 _sender: Sender | None = None
 

@@ -55,9 +55,12 @@ def begin(**_: Any) -> None:
 
 @app.task(name="drain")
 def drain(lane: int) -> None:
-    """Decide what waits in a lane; if its turn was too short for that, have it drained again."""
-    if _process.drainer.drain(lane):
-        _process.sender.drain(lane)
+    """Decide what waits in a lane, and in others that wait for a worker; those whose turn was too short are drained again."""
+    lanes, another = _process.drainer.claim(lane)
+    if another is not None:
+        _process.sender.drain(another)
+    for each in _process.drainer.drain(*lanes):
+        _process.sender.drain(each)
 
 
 # A mail server may be slow; the limits still end before the broker hands the task to somebody else.

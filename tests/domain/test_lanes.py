@@ -14,7 +14,6 @@ import psycopg2
 import pytest
 from redis import Redis
 from redis.backoff import NoBackoff
-from redis.lock import Lock
 from redis.retry import Retry
 from sqlalchemy import Connection, Engine, create_engine, text
 from sqlalchemy.exc import OperationalError
@@ -69,6 +68,11 @@ def all_outcomes(engine: Engine) -> list[str]:
         return list(outcomes(connection))
 
 
+def batches_in(engine: Engine) -> int:
+    with engine.connect() as connection:
+        return connection.execute(text("select count(*) from batches")).scalar_one()
+
+
 def trouble_with(monkeypatch: pytest.MonkeyPatch, command_id: UUID, raised: Callable[[], Exception]) -> list[UUID]:
     """Deciding this command raises; the list of all attempts at any command is returned."""
     decide, attempts = batches.decide, []
@@ -98,7 +102,7 @@ def test_a_lane_is_the_same_in_every_process_and_lanes_are_even() -> None:
 def test_a_drain_decides_everything_and_clears_the_flag(drainer: Drainer, engine: Engine, settings: Settings) -> None:
     bookings(engine, settings, 3)
     drainer.broker.set(flag_name(0), "1")
-    assert drainer.drain(0) is False
+    assert drainer.drain(0) == []
     assert all_outcomes(engine) == ["succeeded"] * 3
     assert not drainer.broker.exists(flag_name(0), "lane:0")
 
@@ -107,7 +111,7 @@ def test_whoever_finds_the_lane_held_leaves_it_and_its_flag_alone(drainer: Drain
     bookings(engine, settings, 1)
     drainer.broker.set("lane:0", "another", px=5000)
     drainer.broker.set(flag_name(0), "1")
-    assert drainer.drain(0) is False
+    assert drainer.drain(0) == []
     assert all_outcomes(engine) == ["pending"]
     assert drainer.broker.exists(flag_name(0))
 
@@ -118,10 +122,10 @@ def test_a_command_that_comes_as_the_lock_is_let_go_is_not_forgotten(
     bookings(engine, settings, 1)
     let_go, came = Drainer._let_go, []
 
-    def let_go_late(self: Drainer, lock: Any) -> None:
+    def let_go_late(self: Drainer, *held: Any, **how: Any) -> None:
         if not came:
             came.extend(bookings(engine, settings, 1))
-        let_go(self, lock)
+        let_go(self, *held, **how)
 
     monkeypatch.setattr(Drainer, "_let_go", let_go_late)
     drainer.drain(0)
@@ -134,9 +138,93 @@ def test_a_turn_ends_when_its_time_is_up_and_says_that_more_waits(
     monkeypatch.setattr(lanes, "TURN_SECONDS", 0.0)
     drainer.settings = replace(settings, lane_batch=2)
     bookings(engine, settings, 5)
-    assert drainer.drain(0) is True
+    assert drainer.drain(0) == [0]
     assert all_outcomes(engine) == ["succeeded"] * 2 + ["pending"] * 3
     assert not drainer.broker.exists("lane:0")
+
+
+def test_what_waits_in_several_lanes_is_decided_in_one_batch(drainer: Drainer, engine: Engine, settings: Settings) -> None:
+    for lane in range(3):
+        bookings(engine, settings, 2, lane=lane)
+        drainer.broker.set(flag_name(lane), "1")
+    assert drainer.drain(0, 1, 2) == []
+    assert all_outcomes(engine) == ["succeeded"] * 6
+    assert batches_in(engine) == 1
+    assert not drainer.broker.keys()
+
+
+def test_a_lane_that_another_holds_is_left_out_of_a_common_batch(drainer: Drainer, engine: Engine, settings: Settings) -> None:
+    for lane in range(3):
+        bookings(engine, settings, 1, lane=lane)
+    drainer.broker.set("lane:1", "another", px=5000)
+    drainer.broker.set(flag_name(1), "1")
+    assert drainer.drain(0, 1, 2) == []
+    assert all_outcomes(engine) == ["succeeded", "pending", "succeeded"]
+    assert drainer.broker.get("lane:1") == b"another"
+    assert drainer.broker.exists(flag_name(1))
+
+
+def test_a_common_batch_takes_the_oldest_of_all_and_leaves_no_lane_behind(
+    drainer: Drainer, engine: Engine, settings: Settings
+) -> None:
+    drainer.settings = replace(settings, lane_batch=4)
+    for lane in (0, 1, 0, 1):
+        bookings(engine, settings, 3, lane=lane)
+    assert drainer.drain(0, 1) == []
+    assert all_outcomes(engine) == ["succeeded"] * 12
+    with engine.connect() as connection:
+        first = connection.execute(text("select batch_id from commands order by seq")).scalars().all()
+    assert len(set(first[:4])) == 1
+
+
+def test_a_faulty_command_in_a_common_batch_costs_the_other_lanes_nothing(
+    drainer: Drainer, engine: Engine, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    faulty, *_ = bookings(engine, settings, 2, lane=0)
+    others = bookings(engine, settings, 2, lane=1)
+    attempts = trouble_with(monkeypatch, faulty, lambda: KeyError("bug"))
+    assert drainer.drain(0, 1) == []
+    assert all_outcomes(engine) == ["internal_error", "succeeded", "succeeded", "succeeded"]
+    assert attempts.count(others[1]) <= 2  # in vain with the rest, then with its lane
+    with engine.connect() as connection:
+        assert connection.execute(text("select attempts from commands where id = :id"), {"id": others[1]}).scalar_one() == 0
+
+
+def test_a_lane_that_was_begun_in_vain_is_drained_by_itself_and_after_the_others(
+    drainer: Drainer, engine: Engine, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    troubled = bookings(engine, settings, 1, lane=0)[0]
+    bookings(engine, settings, 1, lane=1)
+    bookings(engine, settings, 1, lane=2)
+    trouble_with(monkeypatch, troubled, lost_database)
+    drainer.drain(0)
+    assert drainer.drain(0, 1, 2) == []
+    assert all_outcomes(engine) == ["pending", "succeeded", "succeeded"]
+
+
+def test_a_turn_in_several_lanes_ends_when_its_time_is_up(
+    drainer: Drainer, engine: Engine, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lanes, "TURN_SECONDS", 0.0)
+    drainer.settings = replace(settings, lane_batch=2)
+    bookings(engine, settings, 3, lane=0)
+    bookings(engine, settings, 3, lane=1)
+    assert drainer.drain(0, 1) == [0, 1]
+    assert all_outcomes(engine) == ["succeeded"] * 2 + ["pending"] * 4
+    assert not drainer.broker.exists("lane:0", "lane:1")
+
+
+def test_a_wake_up_takes_along_what_waits_and_names_one_more_for_another_worker(drainer: Drainer) -> None:
+    assert drainer.claim(5) == ([5], None)
+    drainer.broker.sadd(lanes.WAITING, 5, 6)
+    claimed, another = drainer.claim(5)
+    assert (claimed[0], sorted(claimed), another) == (5, [5, 6], None)
+    drainer.broker.sadd(lanes.WAITING, *range(100, 140))
+    claimed, another = drainer.claim(5)
+    assert claimed[0] == 5
+    assert len(claimed) == 1 + lanes.TOGETHER
+    assert another in range(100, 140) and another not in claimed
+    assert drainer.broker.scard(lanes.WAITING) == 40 - lanes.TOGETHER - 1
 
 
 def test_without_redis_a_lane_is_drained_all_the_same(
@@ -144,7 +232,7 @@ def test_without_redis_a_lane_is_drained_all_the_same(
 ) -> None:
     bookings(engine, settings, 3)
     broker.kill()
-    assert drainer.drain(0) is False
+    assert drainer.drain(0) == []
     assert all_outcomes(engine) == ["succeeded"] * 3
 
 
@@ -189,7 +277,7 @@ def test_the_worlds_trouble_is_no_commands_fault(
     with monkeypatch.context() as patch:
         trouble_with(patch, ids[0], lost_database)
         for _ in range(7):
-            assert drainer.drain(0) is False
+            assert drainer.drain(0) == []
         assert all_outcomes(engine) == ["pending"] * 2
     drainer.drain(0)
     assert all_outcomes(engine) == ["succeeded"] * 2
@@ -215,7 +303,7 @@ def test_an_interruption_by_the_callers_limit_of_time_is_the_worlds_fault(
 
     drainer.interruptions = (TimeIsUp,)
     trouble_with(monkeypatch, bookings(engine, settings, 1)[0], TimeIsUp)
-    assert drainer.drain(0) is False
+    assert drainer.drain(0) == []
     assert all_outcomes(engine) == ["pending"]
 
 
@@ -299,19 +387,20 @@ def test_what_was_decided_but_not_finished_is_not_decided_again(
 
 def test_a_drain_of_nothing_is_quick_and_harmless(drainer: Drainer) -> None:
     begun = time.monotonic()
-    assert drainer.drain(7) is False
+    assert drainer.drain(7) == []
     assert time.monotonic() - begun < lanes.TURN_SECONDS
 
 
 def test_a_lock_whose_taking_was_not_answered_is_let_go_of_all_the_same(drainer: Drainer, broker: Broker) -> None:
     proxy = Proxy(broker.port)
     with Redis.from_url(broker.url.replace(str(broker.port), str(proxy.port)), retry=Retry(NoBackoff(), 0)) as client:
+        through = Drainer(drainer.settings, drainer.engine, drainer.cache, client)
+        client.script_load(lanes._TAKE)  # else the lost answer is that it isn't known
         client.ping()
-        lock = Lock(client, "lane:7", timeout=5, blocking=False, raise_on_release_error=False)
         proxy.lose_every(1)
-        assert drainer._taken(lock)
-        proxy.heal()
-        assert client.exists("lane:7")
-        drainer._let_go(lock)
+        with through._held([7]) as (_, begun):
+            assert begun == {7: 1}
+            proxy.heal()
+            assert client.exists("lane:7")
         assert not client.exists("lane:7")
     proxy.close()

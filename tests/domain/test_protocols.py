@@ -98,6 +98,52 @@ def test_no_command_is_left_behind_by_wake_ups(left_out: dict[str, bool], faulty
     assert explore(start, lane_steps(**rules), lambda lane, stuck: stuck and bool(lane.pending or lane.flag)) is faulty
 
 
+class Waiting(NamedTuple):
+    """How many lanes wait for a worker, tasks in the queue, and where each sender and worker stands."""
+
+    waiting: int
+    queue: int
+    senders: tuple[str, ...]
+    workers: tuple[Any, ...]
+
+
+def waiting_steps(most: int, sends_on: bool, joins_first: bool) -> Callable[[Waiting], Iterator[Waiting]]:
+    """A sender's lane joins those that wait, and it sends a task if none waited yet; a task takes so many, and may send on."""
+
+    def steps(at: Waiting) -> Iterator[Waiting]:
+        for n, sender in enumerate(at.senders):
+            if sender == "new" and joins_first:
+                yield at._replace(waiting=at.waiting + 1, senders=put(at.senders, n, "done" if at.waiting else "send"))
+            elif sender == "new":
+                yield at._replace(senders=put(at.senders, n, "join" if at.waiting else "send"))
+            elif sender == "send":
+                yield at._replace(queue=at.queue + 1, senders=put(at.senders, n, "done" if joins_first else "join"))
+            elif sender == "join":
+                yield at._replace(waiting=at.waiting + 1, senders=put(at.senders, n, "done"))
+        for n, worker in enumerate(at.workers):
+            if worker == "idle" and at.queue:
+                yield at._replace(queue=at.queue - 1, workers=put(at.workers, n, "take"))
+            elif worker == "take":  # one more than it can drain, if there are so many: that one it names in a task
+                taken = min(at.waiting, most + 1)
+                to = "send on" if taken > most and sends_on else "idle"
+                yield at._replace(waiting=at.waiting - taken, workers=put(at.workers, n, to))
+            elif worker == "send on":
+                yield at._replace(queue=at.queue + 1, workers=put(at.workers, n, "idle"))
+
+    return steps
+
+
+@pytest.mark.parametrize(
+    ("left_out", "faulty"),
+    [({}, False), ({"sends_on": False}, True), ({"joins_first": False}, True)],
+    ids=["as built", "a full worker sends no other", "a lane joins after the look"],
+)
+def test_no_lane_is_left_waiting_without_a_task(left_out: dict[str, bool], faulty: bool) -> None:
+    rules = {"most": 1, "sends_on": True, "joins_first": True, **left_out}
+    start = Waiting(0, 0, ("new",) * 5, ("idle",) * 2)
+    assert explore(start, waiting_steps(**rules), lambda at, stuck: stuck and at.waiting > 0) is faulty  # type: ignore[arg-type]
+
+
 class Projection(NamedTuple):
     """The version in the database, in its replica and the one reported; the cache's value and lease; who stands where."""
 
