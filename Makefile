@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 SEMGREP := SEMGREP_SEND_METRICS=off SEMGREP_ENABLE_VERSION_CHECK=0 .venv-scan/bin/semgrep
 
-.PHONY: help up restart backup restore demo staff test faults security lint scan sbom bench growth lock alerts image compose compose-test chart-lint chart-test workflow-lint pin pipeline diagrams demonstration
+.PHONY: help up restart backup restore demo staff test faults load security lint scan sbom bench growth lock alerts image compose compose-test chart-lint chart-test workflow-lint pin pipeline diagrams demonstration
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -82,6 +82,9 @@ diagrams: .venv/.installed ## Draw docs/diagrams again (needs dot, of Debian's p
 
 demonstration: .venv/.installed ## Write the real calls and answers of docs/infrastructure.md anew
 	@exec $(BIN)/python -m tests.docs.demonstration
+
+load: .venv/.installed ## Let 20,000 people in, and all want the same ten slots (20 minutes; USERS=2000 SECONDS=60 are fewer and shorter)
+	@exec $(BIN)/python -m tests.load $(if $(USERS),--users $(USERS)) $(if $(SECONDS),--seconds $(SECONDS))
 
 bench: .venv/.installed ## Measure, as ratios within one run
 	@exec $(BIN)/python -m tests.bench
