@@ -12,6 +12,7 @@ from domain import database
 from local.crowd import gather
 from local.servers import free_port
 from tests.faults import overload, variants
+from tests.faults.checker import shown
 from tests.faults.clients import SETTINGS
 from tests.faults.ground import Ground
 from tests.faults.matrix.rows import row
@@ -21,18 +22,19 @@ from tests.faults.stack import FaultStack
 @row("V1", "engines that are broken on purpose, and the engine as it is", "each is caught by what it breaks", stack="none")
 def broken_engines(ground: Ground) -> None:
     database.bound_waits()
+    missed, rounds = [], ground.many(3)
     with tempfile.TemporaryDirectory(dir=ground.folder) as folder:
-        stack = FaultStack(
-            Path(folder) / "stack", free_port(), **variants.PATCHED, API_WORKERS="1", LOG_LEVEL="WARNING", **SETTINGS
-        )
+        stack = FaultStack(Path(folder) / "stack", free_port(), proxied=True, **variants.PATCHED, LOG_LEVEL="WARNING", **SETTINGS)
         with stack:
             trial = variants.Trial(stack)
-            ground.violations += trial.violations(variants.SOUND, ground.seed)
-            missed = [
-                each.name
-                for each in variants.VARIANTS
-                if not each.promises & {found.promise for found in trial.violations(each, ground.seed)}
-            ]
+            for _ in range(rounds):
+                ground.violations += trial.violations(variants.SOUND, ground.chance.randrange(2**32))
+            for variant in variants.VARIANTS:
+                found = trial.violations(variant, ground.chance.randrange(2**32))
+                print(f"{variant.name}\n{shown(found)}", flush=True)
+                if not variant.promises & {violation.promise for violation in found}:
+                    missed.append(variant.name)
+    ground.note("loads of the engine as it is", rounds)
     ground.note("broken engines", len(variants.VARIANTS))
     ground.note(" and ".join(["not caught", *missed]), len(missed), most=0)
 
