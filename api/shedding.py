@@ -1,13 +1,19 @@
-"""Sheds load: tells when a process is behind, and turns requests away with 503 before they cost what answering them would."""
+"""Sheds load: only so many requests of a kind are answered at once, and whoever can't begin soon is turned away with 503.
+
+Turning away must cost next to nothing, or it would be all that a process does under three times the load: so it is done before a
+request is parsed, and says as much of it as has to be known.
+"""
 
 from __future__ import annotations
 
 import json
 import re
 import time
-from collections.abc import Callable, Mapping
-from typing import Any, Final, NamedTuple
+from collections import OrderedDict
+from collections.abc import Mapping
+from typing import Final
 
+from gevent.event import Event
 from uuid_utils.compat import uuid7
 
 from api.app import EXPOSED, HEADERS, HSTS
@@ -16,79 +22,82 @@ from domain.errors import Unavailable
 from domain.metrics import SHED
 from domain.settings import Settings
 
-# What has waited so long when it is looked at is turned away, once all have waited so long for a while: a standstill of a moment,
-# after which everybody can be answered, is no overload. What is let in waits as long again at each of the few steps it takes.
-LATE_SECONDS: Final = 0.2
-PATIENCE_SECONDS: Final = 0.5
-CALM_SECONDS: Final = 1.0  # without anybody late, after which patience begins anew
-AT_ONCE_SECONDS: Final = 0.001  # a poll that takes no longer found something ready
+# So few that none waits in vain for a connection to Redis or the database, so many that these have enough to do. Commands have
+# seats of their own: with the database gone they wait for it, while reads are answered from the cache.
+READS: Final = 128
+OTHERS: Final = 64
+PATIENCE_SECONDS: Final = 0.5  # to get a seat in
+CALM_SECONDS: Final = 1.0  # without anybody turned away, after which it is an overload no longer
 
 _RETRY_SECONDS: Final = range(2, 6)  # apart, so that those who were turned away together don't come back together
-_LINE: Final = re.compile(rb"(?:GET|POST|PUT|PATCH|DELETE) /api/v1/\S* HTTP/1\.1")
+# Whoever gives a password waits for a turn to hash it, and that has limits of its own.
+_LINE: Final = re.compile(
+    rb"(?:(?P<read>GET) /api/v1/"
+    rb"|(?P<hashes>(?:POST|PUT|DELETE) /api/v1/(?=auth/|patients |doctors |me/(?:password|email|totp|erasure)[ /]))"
+    rb"|(?:POST|PUT|PATCH|DELETE) /api/v1/)\S* HTTP/1\.1"
+)
 _LENGTH: Final = re.compile(rb"\r\ncontent-length: (\d{1,7})(?=\r|$)")
 _ID: Final = re.compile(rb"\r\nx-request-id: ([a-z0-9._-]{1,64})(?=\r|$)")
 _ORIGIN: Final = re.compile(rb"\r\norigin: (\S+)(?=\r|$)")
 
 
-class Pace:
-    """How far an event loop is behind. One turn of it serves whatever was ready when it began, in any order."""
+class Room:
+    """So many seats, which are taken in turn. While people are turned away, no more may wait than there are seats."""
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self._clock = clock
-        self._began = self._ended = clock()
-        self._before = 0.0  # how long what this turn found at once may have waited for the turn before
-        self._late_since: float | None = None
+    def __init__(self, seats: int) -> None:
+        self._seats = self._free = seats
+        self._waiting: OrderedDict[int, Event] = OrderedDict()
+        self._number = 0
         self._sheds_until = 0.0
-        self._watchers: tuple[Any, ...] = ()
-
-    def watch(self, loop: Any) -> None:
-        """Follow the turns of a gevent loop."""
-        # First of all that a turn does, and last: gevent's own callbacks run among the latter.
-        check, prepare = loop.check(ref=False, priority=loop.MAXPRI), loop.prepare(ref=False, priority=loop.MINPRI)
-        check.start(self.begin)
-        prepare.start(self.end)
-        self._watchers = (check, prepare)  # which live as long as they are referred to
-
-    def begin(self) -> None:
-        """A turn begins: the poll is over."""
-        now = self._clock()
-        # What a poll had to wait for has come only now.
-        self._before = self._ended - self._began if now - self._ended < AT_ONCE_SECONDS else 0.0
-        if self._before <= LATE_SECONDS:
-            self._late_since = None
-        elif self._late_since is None:
-            self._late_since = self._began
-        self._began = now
-
-    def end(self) -> None:
-        """A turn ends: the next thing is a poll."""
-        self._ended = self._clock()
 
     @property
-    def is_late(self) -> bool:
-        """Whether whoever is looked at now is to be turned away."""
-        now = self._clock()
-        turn = now - self._began
-        if self._before + turn <= LATE_SECONDS:
-            return False
-        since = self._began if self._late_since is None else self._late_since
-        if now >= self._sheds_until and now - since <= PATIENCE_SECONDS:
-            return False
-        self._sheds_until = now + CALM_SECONDS
-        return True
+    def sheds(self) -> bool:
+        """Whether too many come."""
+        return self._sheds_until > 0.0 and time.monotonic() < self._sheds_until
+
+    def enter(self) -> bool:
+        """Take a seat, if need be after a wait; False for whoever is turned away."""
+        if self._free:
+            self._free -= 1
+            return True
+        if not self.sheds or len(self._waiting) < self._seats:
+            self._number += 1
+            number, turn = self._number, Event()
+            self._waiting[number] = turn
+            if turn.wait(PATIENCE_SECONDS) or self._waiting.pop(number, None) is None:
+                return True
+        self._sheds_until = time.monotonic() + CALM_SECONDS
+        return False
+
+    def leave(self) -> None:
+        """Give the seat to whoever has waited longest."""
+        if self._waiting:
+            _, turn = self._waiting.popitem(last=False)
+            turn.set()
+        else:
+            self._free += 1
 
 
-class Refusal(NamedTuple):
-    """What to write to somebody who is turned away, and whether to close the connection after it."""
+class Asked:
+    """One whole request, of which no more is known than its kind."""
 
-    answer: bytes
-    closes: bool
+    __slots__ = ("head", "held", "lowered", "room")
+
+    def __init__(self, head: bytes, lowered: bytes, room: Room, held: bool) -> None:
+        self.head, self.lowered, self.room = head, lowered, room
+        self.held = held  # it will do nothing but wait for a decision, and needs no seat for that
+
+    @property
+    def closes(self) -> bool:
+        """Whether its sender wants the connection closed afterwards."""
+        return b"\r\nconnection: close" in self.lowered
 
 
 class Door:
-    """Reads as little of a request as it takes to turn it away: under three times the load, parsing would take all the time."""
+    """Where requests of one process come in, or don't."""
 
     def __init__(self, settings: Settings) -> None:
+        self._reads, self._others = Room(READS), Room(OTHERS)
         body = json.dumps(
             {
                 "type": f"urn:healthmed:problem:{Unavailable.code}",
@@ -117,36 +126,35 @@ class Door:
         }
         self._count = 0
 
-    def turn_away(self, received: bytes) -> Refusal | None:
-        """The refusal of what was received, if that is one whole request to the API and nothing else; None for all else.
+    def see(self, received: bytes) -> Asked | None:
+        """What was received, if that is one whole request to the API and nothing else; None for all else, which is not shed.
 
         Framing is not guessed at: what could be read in two ways, or has not come whole, is left to the server's parser. So are
-        the few calls that are never shed: HEAD and OPTIONS, and what operators ask.
+        the calls that are bounded otherwise: what operators ask, and what hashes a password.
         """
         head, blank, body = received.partition(b"\r\n\r\n")
-        line, _, _ = head.partition(b"\r\n")
-        if not blank or _LINE.fullmatch(line) is None:
+        line = _LINE.match(head)
+        if not blank or line is None or line["hashes"] or head[line.end() : line.end() + 2] not in (b"\r\n", b""):
             return None
         lowered = head.lower()
         length = _LENGTH.search(lowered)
-        if b"\n" in lowered.replace(b"\r\n", b"") or b"transfer-encoding" in lowered or b"\r\nexpect" in lowered:
+        if lowered.count(b"\n") != lowered.count(b"\r\n") or b"transfer-encoding" in lowered or b"\r\nexpect" in lowered:
             return None
         if lowered.count(b"content-length") != (length is not None) or len(body) != int(length[1] if length else 0):
             return None
+        return Asked(head, lowered, self._reads if line["read"] else self._others, b"\r\nprefer:" in lowered)
+
+    def refusal(self, asked: Asked) -> bytes:
+        """The whole answer to whoever is turned away."""
         SHED.inc()
         self._count += 1
-        closes = b"\r\nconnection: close" in lowered
-        answer = [self._heads[self._count % len(self._heads)], b"X-Request-ID: ", self._request_id(head, lowered), b"\r\n"]
-        if self._origins and (asked := _ORIGIN.search(lowered)):
-            answer.append(self._origins.get(head[asked.start(1) : asked.end(1)], b""))
-        answer.append(b"Connection: close\r\n\r\n" if closes else b"\r\n")
-        answer.append(self._body)
-        return Refusal(b"".join(answer), closes)
-
-    @staticmethod
-    def _request_id(head: bytes, lowered: bytes) -> bytes:
-        told = _ID.search(lowered)
-        return head[told.start(1) : told.end(1)] if told else str(uuid7()).encode()
+        told = _ID.search(asked.lowered)
+        request_id = asked.head[told.start(1) : told.end(1)] if told else str(uuid7()).encode()
+        answer = [self._heads[self._count % len(self._heads)], b"X-Request-ID: ", request_id, b"\r\n"]
+        if self._origins and (origin := _ORIGIN.search(asked.lowered)):
+            answer.append(self._origins.get(asked.head[origin.start(1) : origin.end(1)], b""))
+        answer += (b"Connection: close\r\n\r\n" if asked.closes else b"\r\n", self._body)
+        return b"".join(answer)
 
 
 def _lines(headers: Mapping[str, str]) -> str:

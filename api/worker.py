@@ -6,7 +6,7 @@ import contextlib
 import socket
 import time
 from functools import partial
-from types import FrameType
+from types import FrameType, SimpleNamespace
 from typing import Any, Final
 
 import gevent
@@ -27,12 +27,20 @@ PEEKED: Final = 8192
 class Connection:
     """One client's connection: between two requests, or with the one that is being answered."""
 
-    __slots__ = ("client", "request", "whole")
+    __slots__ = ("client", "request", "room", "whole")
 
     def __init__(self, client: Any) -> None:
         self.client = client
         self.request: Any = None
+        self.room: Any = None  # where the request has a seat
         self.whole = True  # nothing of a former request is left to be read
+
+    def leave(self) -> None:
+        """Give back what the request needed."""
+        self.request = None
+        if self.room is not None:
+            self.room.leave()
+            self.room = None
 
 
 class Worker(GeventWorker):
@@ -41,6 +49,7 @@ class Worker(GeventWorker):
     def init_process(self) -> None:
         """Run in the process that serves, from here to its end."""
         self._connections: dict[gevent.Greenlet, Connection] = {}
+        self._served: Pool  # of those, and of whoever was accepted just now
         self._stopping = Event()
         super().init_process()
 
@@ -48,8 +57,8 @@ class Worker(GeventWorker):
         """Serve until told to stop, then end in order."""
         from api import wsgi  # only now: whatever opens a connection must come after the fork, and be patched
 
-        self._door, self._pace = wsgi.door, wsgi.pace
-        self._pace.watch(gevent.get_hub().loop)
+        self._door = wsgi.door
+        self._served = Pool(self.worker_connections)
         servers = [self._serve(listener) for listener in self.sockets]
         while self.alive:
             self.notify()
@@ -67,20 +76,21 @@ class Worker(GeventWorker):
     def handle(self, listener: Any, client: Any, addr: Any) -> None:
         """Answer the requests of one connection, one after another."""
         greenlet = gevent.getcurrent()
-        self._connections[greenlet] = Connection(client)
+        connection = self._connections[greenlet] = Connection(client)
         try:
             super().handle(listener, client, addr)
         finally:
+            connection.leave()
             del self._connections[greenlet]
 
     def timeout_ctx(self) -> Any:
         """Wait for the next request of this greenlet's connection, and bound the time in which its head is read.
 
-        Those that come too late to be answered in time are turned away here.
+        Those that can't be answered in time are turned away here.
         """
         connection = self._connections[gevent.getcurrent()]
-        connection.request = None
-        if connection.whole and not self._await(connection.client):
+        connection.leave()
+        if connection.whole and not self._await(connection):
             return gevent.Timeout(0, False)
         return gevent.Timeout(HEAD_SECONDS, False)
 
@@ -95,22 +105,32 @@ class Worker(GeventWorker):
 
     def _serve(self, listener: Any) -> StreamServer:
         listener.setblocking(1)
-        server = StreamServer(listener, handle=partial(self.handle, listener), spawn=Pool(self.worker_connections))
+        name = listener.getsockname()  # which is asked for with each connection, and can't be told once the listener is closed
+        named = SimpleNamespace(getsockname=lambda: name)
+        server = StreamServer(listener, handle=partial(self.handle, named), spawn=self._served)
         server.max_accept = ACCEPTED_AT_ONCE
         server.start()
         return server
 
-    def _await(self, client: Any) -> bool:
+    def _await(self, connection: Connection) -> bool:
         """Wait until a request that is to be answered begins to come; False if the connection is to be closed instead."""
-        with gevent.Timeout(self.cfg.keepalive, False):
-            while received := client.recv(PEEKED, socket.MSG_PEEK):
-                if not self._pace.is_late or (refusal := self._door.turn_away(received)) is None:
-                    return True
-                client.recv(len(received))
-                client.sendall(refusal.answer)
-                if refusal.closes:
-                    break
-        return False
+        client = connection.client
+        while True:
+            received = b""
+            with gevent.Timeout(self.cfg.keepalive, False):
+                received = client.recv(PEEKED, socket.MSG_PEEK)
+            if not received:
+                return False
+            asked = self._door.see(received)
+            if asked is None or (asked.held and not asked.room.sheds):
+                return True
+            if not asked.held and asked.room.enter():
+                connection.room = asked.room
+                return True
+            client.recv(len(received))
+            client.sendall(self._door.refusal(asked))
+            if asked.closes:
+                return False
 
     def _close(self, server: StreamServer) -> None:
         """Stop accepting, but not before what the kernel has accepted already is taken, which it would reset."""
@@ -125,7 +145,7 @@ class Worker(GeventWorker):
                 connection.request.force_close()
         began = time.monotonic()
         lingering = True
-        while self._connections and time.monotonic() - began < self.cfg.graceful_timeout - SPARE_SECONDS:
+        while self._served and time.monotonic() - began < self.cfg.graceful_timeout - SPARE_SECONDS:
             if lingering and time.monotonic() - began > LINGER_SECONDS:
                 lingering = False
                 for connection in self._connections.values():
@@ -135,5 +155,5 @@ class Worker(GeventWorker):
                             connection.client.shutdown(socket.SHUT_RD)
             self.notify()
             gevent.sleep(0.05)
-        if self._connections:
-            self.log.warning("Ending while %d connections are served", len(self._connections))
+        if self._served:
+            self.log.warning("Ending while %d connections are served", len(self._served))

@@ -12,7 +12,7 @@ from gevent.socket import wait_read, wait_write
 
 from api.app import create_app
 from api.hot import HotReads
-from api.shedding import Door, Pace
+from api.shedding import Door
 from domain.database import Wait, bound_waits
 from domain.passwords import limit_hashing
 from domain.settings import SettingsError, current
@@ -46,7 +46,7 @@ limit_hashing(max(1, (os.cpu_count() or 1) // settings.api_workers))
 app = create_app(settings)
 if settings.hot_reads:
     app.wsgi_app = HotReads(app, app.wsgi_app)  # type: ignore[method-assign]
-door, pace = Door(settings), Pace()
+door = Door(settings)
 
 # What is there by now stays, so nothing is gained by looking through it for garbage again and again; nor, with ten thousand
 # connections, by looking as often as a small program does.
