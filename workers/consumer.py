@@ -100,5 +100,18 @@ class QoS(kombu.transport.redis.QoS):
             self._delivered.clear()
 
 
+class Channel(kombu.transport.redis.Channel):
+    """kombu's, with our QoS, and passing over what is no message: no JSON, or nothing in an envelope, would end the worker."""
+
+    QoS = QoS
+
+    def _brpop_read(self, **options: Any) -> Any:
+        try:
+            return super()._brpop_read(**options)
+        except (AttributeError, LookupError, TypeError, ValueError) as error:
+            _log.error("message_unreadable", error=type(error).__name__)
+            return True
+
+
 app.steps["consumer"].add(Heartbeat)
-kombu.transport.redis.Channel.QoS = QoS
+kombu.transport.redis.Transport.Channel = Channel

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from kombu import Connection, Queue
+from redis import Redis
 
 import workers.consumer
 from local.servers import Broker
@@ -38,6 +39,15 @@ def test_what_cannot_be_given_back_to_a_lost_broker_is_given_up(broker: Broker, 
         broker.kill()
         qos.restore_unacked()
         assert qos.can_consume()
+
+
+@pytest.mark.parametrize("poison", ["{", "null", "[]", '{"body": 1}', b"\x00\xff", '{"body": "x", "properties": {}}'])
+def test_what_is_no_message_is_passed_over(broker: Broker, connection: Connection, poison: str | bytes) -> None:
+    with Redis.from_url(broker.url) as client, listening(connection) as received:
+        client.rpush("tried", poison)  # the end that is taken from first
+        while not received:
+            connection.drain_events(timeout=2)
+    assert received[0].payload == "first"
 
 
 @contextmanager
