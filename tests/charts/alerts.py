@@ -74,7 +74,7 @@ SCENES: list[tuple[str, dict[str, str | None], dict[str, tuple[dict[str, str], s
         "more comes than can be answered, and somebody guesses passwords",
         {
             "healthmed_requests_shed_total": "0+60x40",
-            'healthmed_requests_total{method="POST",route="/api/v1/sessions",status="429"}': "0+1200x40",
+            'healthmed_requests_total{method="POST",route="/api/v1/auth/patient",status="429"}': "0+1200x40",
         },
         {
             "RequestsShed": ({}, "1 requests a second are turned away."),

@@ -145,7 +145,7 @@ def test_a_booking_is_one_trace_from_http_to_the_mail(
 
 def test_nothing_of_a_person_is_in_a_trace(settings: Settings, collector: Collector, booking: Booking) -> None:
     app = create_app(replace(settings, traces_endpoint=collector.url))
-    app.test_client().post("/api/v1/sessions", json={"login": "529.982.247-25", "password": "uma senha qualquer"})
+    app.test_client().post("/api/v1/auth/patient", json={"login": "529.982.247-25", "password": "uma senha qualquer"})
     traces.stop()
     app.extensions["healthmed"].close()
     (span,) = [span for _, span in collector.spans]
