@@ -61,8 +61,10 @@ class Mailbox(Catcher):
 
     def _run(self) -> None:
         protocol = lambda: SMTP(self, hostname="localhost", enable_SMTPUTF8=True, loop=self._loop)  # noqa: E731
-        self._loop.run_until_complete(self._loop.create_server(protocol, "127.0.0.1", self.port))
+        server = self._loop.run_until_complete(self._loop.create_server(protocol, "127.0.0.1", self.port))
         self._loop.run_forever()
+        server.close()
+        self._loop.run_until_complete(asyncio.sleep(0))
         self._loop.close()
 
 
@@ -151,6 +153,7 @@ class FaultStack(Stack):
         for proxy in self.proxies.values():
             proxy.close()
         self.mailbox.close()
+        self._lock.close()
         if not keep:
             shutil.rmtree(self._state, ignore_errors=True)
 
