@@ -18,6 +18,7 @@ from domain.settings import Settings, SettingsError
 from workers.app import BOOKING, NOTIFICATIONS, Sender, beat
 
 TURN_SECONDS: Final = 1.0
+END_SECONDS: Final = 1  # in which a last turn ends, or is given up: what it has not committed another relay does
 OVERDUE_SECONDS: Final = 3  # a command older than this should have been decided, or its wake-up was lost
 
 _log = structlog.get_logger()
@@ -44,13 +45,28 @@ class Relay:
         )
 
     def run(self) -> NoReturn:
-        """Take turns until the process is ended."""
+        """Take turns until the process is ended: SIGTERM lets the turn that goes on come to its end, if that is soon."""
+        ending = pausing = False
+
+        def end(*_: Any) -> None:
+            nonlocal ending
+            if pausing:
+                _end()
+            ending = True
+            signal.alarm(END_SECONDS)
+
+        signal.signal(signal.SIGALRM, _end)
+        signal.signal(signal.SIGTERM, end)
         while True:
             began = time.monotonic()
             beat(self._settings.heartbeat_file)
             self.turn()
             metrics.RELAY_TURNS.inc()
+            pausing = True
+            if ending:
+                _end()
             time.sleep(max(0.0, began + TURN_SECONDS - time.monotonic()))
+            pausing = False
 
     def turn(self) -> None:
         """Do each step; one that fails, for whatever reason, stops no other and is tried again in the next turn."""
@@ -122,7 +138,7 @@ _OVERDUE = text(
 
 
 def main() -> NoReturn:
-    """Run a relay with the settings of the environment. SIGTERM ends it at once: there is nothing to put in order."""
+    """Run a relay with the settings of the environment."""
     signal.signal(signal.SIGTERM, _end)
     try:
         chosen = settings.current()

@@ -200,7 +200,7 @@ def test_a_relay_outlives_its_database(booking: Booking, relays: tuple[Relay, Re
 
 
 @pytest.mark.parametrize("frozen", ["nothing", "postgres", "broker", "cache_server"])
-def test_sigterm_ends_a_relay_at_once(
+def test_sigterm_ends_a_relay_with_its_turn_or_soon(
     frozen: str, request: pytest.FixtureRequest, booking: Booking, start: Callable[..., Process]
 ) -> None:
     relay = start("-m", "workers.relay")
