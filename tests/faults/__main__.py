@@ -164,7 +164,7 @@ def _ground(kind: str, folder: Path) -> Iterator[tuple[Any, Any, list[Any]]]:
     if kind == "none":
         yield None, None, []
         return
-    settings = {**SETTINGS, "BOOKING_HORIZON_DAYS": "14", "LOG_LEVEL": "WARNING"}
+    settings = {**SETTINGS, "BOOKING_HORIZON_DAYS": "14", "LOG_LEVEL": "WARNING", "BOOKING_WORKERS": "4"}
     servers = {}
     if kind == "small disk":
         wal = {"max_wal_size": "48MB", "min_wal_size": "32MB"}
