@@ -26,7 +26,7 @@ from local.crowd import Crowd
 from local.servers import free_port
 from tests.checks import violations
 from tests.load import scenes
-from tests.load.people import ACKNOWLEDGED, ANSWERED, DECIDED, DOCTORS_DO, PATIENTS_DO, READ, Tally
+from tests.load.people import ACKNOWLEDGED, ANSWERED, DECIDED, DOCTORS_DO, PATIENTS_DO, READ, SHED, Tally
 from tests.load.scenes import percentile
 from tests.load.watch import Watch, total
 
@@ -123,6 +123,7 @@ def _stay(
     report.line("requests", f"{requests:,}")
     report.line("requests a second", f"{sum(len(seen.seconds[each]) for each in (READ, ACKNOWLEDGED)) / seconds:,.0f}")
     report.none("errors", _told(seen))
+    report.line("told to come back (503)", f"{seen.counts[SHED]:,}", "0", met=not seen.counts[SHED])
     report.under("reads", seen.seconds[READ], 99, 0.5)
     report.under("acknowledgements (202)", seen.seconds[ACKNOWLEDGED], 99, 1.0)
     report.line("reads, p50", _span(percentile(seen.seconds[READ], 50)))
@@ -135,7 +136,7 @@ def _stay(
         met=seen.counts[ACKNOWLEDGED] == seen.counts[DECIDED],
     )
     for name, number in sorted(seen.counts.items()):
-        if name not in (READ, ACKNOWLEDGED, DECIDED, "open", "sent"):
+        if name not in (READ, ACKNOWLEDGED, DECIDED, SHED, "open", "sent"):
             report.line(f"    {name}", f"{number:,}")
     report.line("queues empty after", f"{rested:.1f} s", f"< {scenes.GRACE_SECONDS:g} s", met=not left)
     if left:
@@ -188,7 +189,7 @@ def _rush(report: Report, asked: argparse.Namespace, base_url: str, people: Crow
     report.under("from wanting to knowing", seen.seconds[ANSWERED], 100, 60.0)
     report.line("from wanting to knowing, p50", _span(percentile(seen.seconds[ANSWERED], 50)))
     report.line("acknowledged, p99", _span(percentile(seen.seconds[ACKNOWLEDGED], 99)))
-    report.line("told to come back (503), and did", f"{seen.counts['shed']:,}")
+    report.line("told to come back (503), and did", f"{seen.counts[SHED]:,}")
     scenes.rest(engine, settings)
 
 

@@ -21,7 +21,7 @@ DECIDED_WITHIN: Final = 60.0  # a command that is not decided by then is an erro
 WAIT: Final = 10  # seconds, as clients who wait say in `Prefer`
 REMEMBERED: Final = 4  # paths of which a client keeps the ETag
 
-READ, ACKNOWLEDGED, DECIDED, ANSWERED = "read", "acknowledged", "decided", "answered"
+READ, ACKNOWLEDGED, DECIDED, ANSWERED, SHED = "read", "acknowledged", "decided", "answered", "shed"
 
 # Of 100 things that a patient does, and that a doctor does. To book is to read an agenda, to ask, and to follow the request.
 PATIENTS_DO: Final = {
@@ -88,11 +88,18 @@ class Person:
                 self.tally.wrong(what, error)
             due += self.busy + self.chance.expovariate(1 / think)
 
+    async def ask(self, asked: bytes) -> Answer:
+        """The answer to a request; who is told to come back (503 with Retry-After) does so, and that is counted. Raises Lost."""
+        while (answer := await self.wire.ask(asked)).status == 503 and (pause := answer.header(b"retry-after")):
+            self.tally.counts[SHED] += 1
+            await asyncio.sleep(float(pause) * self.chance.uniform(0.5, 1.5))
+        return answer
+
     async def read(self, what: str, path: str, due: float | None = None) -> Answer | None:
         """Read something, with the ETag of the last time if that is remembered; None for a 304 and for what should not be."""
         due = time.monotonic() if due is None else due
         headers = {"If_None_Match": tag} if (tag := self.tags.get(path)) else {}
-        answer = await self.wire.ask(request("GET", path, self.member.token, **headers))
+        answer = await self.ask(request("GET", path, self.member.token, **headers))
         self.tally.took(READ, due)
         self.tally.took(what, due)
         self.tally.counts[READ] += 1
@@ -113,36 +120,32 @@ class Person:
         """Send a command and follow it until it is decided, by polls or by waiting; None if it was not taken."""
         due = time.monotonic() if due is None else due
         key = str(uuid4())
-        answer = await self.wire.ask(request("POST", path, self.member.token, body, Idempotency_Key=key))
+        answer = await self.ask(request("POST", path, self.member.token, body, Idempotency_Key=key))
         self.tally.took(ACKNOWLEDGED, due)
         self.tally.took(kind, due)
         if answer.status != 202:
             self.tally.wrong(kind, answer)
             return None
         self.tally.counts[ACKNOWLEDGED] += 1
-        decided = await self.follow(answer)
-        if decided is None:
-            self.tally.wrong(kind, f"not decided within {DECIDED_WITHIN:.0f} s")
-        else:
+        # Half of all clients wait for the decision, half look each second.
+        decided = await self.follow(answer, waits=self.chance.random() < 0.5)
+        if decided is not None:
             self.tally.took(DECIDED, due)
-            outcome = decided["status"] if decided["status"] != "rejected" else decided["error"]["code"]
-            self.tally.counts[f"{kind} {outcome}"] += 1
+            self.tally.counts[f"{kind} {_outcome(decided)}"] += 1
             self.tally.counts[DECIDED] += 1
         return decided
 
-    async def follow(self, acknowledged: Answer) -> dict[str, Any] | None:
-        """How a command reads once it is decided: half of all clients wait for that, half look each second."""
+    async def follow(self, acknowledged: Answer, *, waits: bool) -> dict[str, Any] | None:
+        """How a command reads once it is decided, by waiting for that or by looking each second; None if it never is."""
         path = (acknowledged.header(b"location") or "").removeprefix("/api/v1")
-        waits = self.chance.random() < 0.5
         began = time.monotonic()
         while time.monotonic() - began < DECIDED_WITHIN:
             if waits:
-                asked = request("GET", path, self.member.token, Prefer=f"wait={WAIT}")
-                answer = await self.wire.ask(asked)
+                answer = await self.ask(request("GET", path, self.member.token, Prefer=f"wait={WAIT}"))
             else:
                 await asyncio.sleep(float(acknowledged.header(b"retry-after") or 1))
                 due = time.monotonic()
-                answer = await self.wire.ask(request("GET", path, self.member.token))
+                answer = await self.ask(request("GET", path, self.member.token))
                 self.tally.took(READ, due)
                 self.tally.took("poll", due)
                 self.tally.counts[READ] += 1
@@ -152,6 +155,7 @@ class Person:
             if (told := answer.json())["status"] != "pending":
                 self.busy += time.monotonic() - began
                 return dict(told)
+        self.tally.wrong("poll", f"not decided within {DECIDED_WITHIN:.0f} s")
         return None
 
     def one_doctor(self) -> str:
@@ -255,40 +259,23 @@ class Person:
     # What everybody does when ten slots are wanted by all.
 
     async def rush(self, slots: Sequence[str], due: float) -> None:
-        """Ask for one of the slots, again after each 503, and wait until one knows."""
+        """Ask for one of the slots, and wait until one knows."""
         await _sleep_until(due)
-        asked = request(
-            "POST", "/appointments", self.member.token, {"slot_id": self.chance.choice(slots)}, Idempotency_Key=str(uuid4())
-        )
+        body = {"slot_id": self.chance.choice(slots)}
         try:
-            while (answer := await self.wire.ask(asked)).status == 503 and (pause := answer.header(b"retry-after")):
-                self.tally.counts["shed"] += 1
-                await asyncio.sleep(float(pause) * self.chance.uniform(0.5, 1.5))
+            answer = await self.ask(request("POST", "/appointments", self.member.token, body, Idempotency_Key=str(uuid4())))
             self.tally.took(ACKNOWLEDGED, due)
             if answer.status != 202:
                 self.tally.wrong("rush", answer)
                 return
             self.tally.counts[ACKNOWLEDGED] += 1
-            decided = await self._told(answer)
+            decided = await self.follow(answer, waits=True)
         except Lost as error:
             self.tally.wrong("rush", error)
             return
-        self.tally.took(ANSWERED, due)
-        outcome = decided["status"] if decided["status"] != "rejected" else decided["error"]["code"]
-        self.tally.counts[f"rush {outcome}"] += 1
-
-    async def _told(self, acknowledged: Answer) -> dict[str, Any]:
-        path = (acknowledged.header(b"location") or "").removeprefix("/api/v1")
-        asked = request("GET", path, self.member.token, Prefer=f"wait={WAIT}")
-        while True:
-            answer = await self.wire.ask(asked)
-            if answer.status == 503 and (pause := answer.header(b"retry-after")):
-                self.tally.counts["shed"] += 1
-                await asyncio.sleep(float(pause) * self.chance.uniform(0.5, 1.5))
-            elif answer.status != 200:
-                raise Lost(str(answer))
-            elif (told := answer.json())["status"] != "pending":
-                return dict(told)
+        if decided is not None:
+            self.tally.took(ANSWERED, due)
+            self.tally.counts[f"rush {_outcome(decided)}"] += 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -356,6 +343,11 @@ async def _play(part: Part) -> Tally:
         tally.counts["reopened"] += person.wire.reopened
         person.wire.close()
     return tally
+
+
+def _outcome(decided: dict[str, Any]) -> str:
+    told: str = decided["error"]["code"] if decided["status"] == "rejected" else decided["status"]
+    return told
 
 
 async def _sleep_until(instant: float) -> None:
