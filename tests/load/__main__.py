@@ -74,6 +74,7 @@ def main() -> int:
     asked = parser.parse_args()
     asked.ramp = asked.ramp or max(5.0, asked.users * 0.003)
     logs.configure("WARNING")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # and nothing that was started is left behind
     report = Report()
     with _stack() as (base_url, settings, pid):
         engine = database.connect(settings.database_url, pool_size=2)

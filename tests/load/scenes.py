@@ -8,7 +8,6 @@ import resource
 import time
 import urllib.request
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from urllib.parse import urlsplit
@@ -103,8 +102,8 @@ def _play(part: Part, processes: int) -> Tally:
             for n in range(processes)
         ]
         whole = Tally()
-        with ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("forkserver")) as pool:
-            for tally in pool.map(take_part, parts):
+        with multiprocessing.get_context("forkserver").Pool(processes) as pool:
+            for tally in pool.map(take_part, parts, chunksize=1):
                 whole.add(tally)
         return whole
 
