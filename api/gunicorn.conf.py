@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import socket
 import tempfile
 from typing import Any
@@ -47,6 +48,11 @@ def write_problem(client: socket.socket, status: int, reason: str, message: str)
         "X-Content-Type-Options: nosniff\r\nReferrer-Policy: no-referrer\r\n\r\n"
     )
     util.write_nonblock(client, head.encode("latin-1") + body)
+
+
+def post_fork(server: Any, worker: Any) -> None:
+    """Heed a SIGTERM that comes before the worker itself can: it would be the master's to hear, and not be sent again."""
+    signal.signal(signal.SIGTERM, lambda *_: setattr(worker, "alive", False))
 
 
 def child_exit(server: Any, worker: Any) -> None:

@@ -163,6 +163,18 @@ def test_one_process_takes_the_place_of_another_and_no_request_fails(listener: s
     assert failed == []
 
 
+def test_a_process_that_is_told_to_end_while_it_comes_up_does(listener: socket.socket, environ: dict[str, str]) -> None:
+    api = Api(listener, environ)
+    try:
+        children = Path(f"/proc/{api.process.pid}/task/{api.process.pid}/children")
+        while not children.read_text():
+            time.sleep(0.005)
+        assert api.stop() < 12
+    finally:
+        api.process.kill()
+        api.process.wait()
+
+
 def test_what_the_kernel_has_accepted_is_served_before_the_end(environ: dict[str, str]) -> None:
     with socket.create_server(("127.0.0.1", 0), backlog=512) as own:
         port = own.getsockname()[1]
