@@ -195,6 +195,7 @@ class AppointmentRecord(Base):
         ForeignKeyConstraint(["slot_id", "doctor_id"], ["slots.id", "slots.doctor_id"]),
         Index("ix_appointments_patient_id_starts_at", "patient_id", "starts_at", "id"),
         Index("ix_appointments_doctor_id_starts_at", "doctor_id", "starts_at", "id"),
+        Index("ix_appointments_doctor_id_status", "doctor_id", "status", "starts_at", "id"),
         Index("ix_appointments_expires_at", "expires_at", postgresql_where=text("status = 'requested'")),
     )
 

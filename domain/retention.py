@@ -94,18 +94,20 @@ _FORGET_SESSIONS = text(
     select count(*) from gone
     """
 )
+# Looked up for each by itself, however few the database expects: to join them all would be to read all of the history.
 _LAST_ENTRY = f"""
-    join history on appointment_id = appointments.id and position = history_length
-        and at < clock_timestamp() - interval '{YEARS} years'
+    cross join lateral (
+        select at < clock_timestamp() - interval '{YEARS} years' as is_over from history
+        where appointment_id = appointments.id and position = history_length offset 0
+    ) as last
 """
 _FORGET_RETAINED = text(
     f"""
     with gone as (
         delete from retained where appointment_id = any(array(
-            select appointments.id from appointments {_LAST_ENTRY}
-            where appointments.id in (select appointment_id from retained)
-                and appointments.id < (select uuidv7(interval '-{YEARS} years'))
-            order by 1 limit :portion
+            select appointment_id from retained join appointments on appointments.id = appointment_id {_LAST_ENTRY}
+            where appointment_id < (select uuidv7(interval '-{YEARS} years')) and is_over
+            order by appointment_id limit :portion
         )) returning appointment_id
     )
     select count(*) from gone
@@ -115,8 +117,8 @@ _FORGET_TEXTS = text(
     f"""
     update appointments set notes = null, reason = null, join_url = null where id = any(array(
         select appointments.id from appointments {_LAST_ENTRY}
-        where appointments.id < (select uuidv7(interval '-{YEARS} years'))
-            and num_nonnulls(notes, appointments.reason, join_url) > 0
+        where appointments.id < (select uuidv7(interval '-{YEARS} years')) and is_over
+            and num_nonnulls(notes, reason, join_url) > 0
         order by appointments.id limit :portion for update of appointments skip locked
     )) returning id, patient_id, doctor_id
     """

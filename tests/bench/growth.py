@@ -281,7 +281,12 @@ def reads(ground: Ground) -> dict[str, Callable[[int], object]]:
 def measured(ground: Ground) -> dict[str, float]:
     """Microseconds of CPU for one of each, in the median of the rounds."""
     relay = Relay(ground.settings)
-    relay.turn()  # the first root covers all that is there
+
+    def turn(_: int) -> None:
+        for step in relay._steps:  # not `relay.turn`, which goes on after a step that fails
+            step()
+
+    turn(0)  # the first root covers all that is there
     rounds: list[dict[str, float]] = []
     key = iter(range(10**9))
 
@@ -301,7 +306,7 @@ def measured(ground: Ground) -> dict[str, float]:
         spent["deciding a booking"] = _cost(ground, lambda _: _decide(ground), 1) / BATCH
         _ask_for_horizons(ground)
         spent["moving a doctor's horizon"] = _cost(ground, lambda _: _decide(ground), 1) / batches.AGENDAS
-        spent["a turn of the relay"] = _cost(ground, lambda _: relay.turn(), TIMES)
+        spent["a turn of the relay"] = _cost(ground, turn, TIMES)
         rounds.append(spent)
     return {name: median(each[name] for each in rounds[1:]) for name in rounds[0]}
 

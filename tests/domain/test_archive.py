@@ -11,7 +11,7 @@ import pytest
 from redis import Redis
 from sqlalchemy import Connection, Engine, text
 
-from domain import erasure, inbox, notices, personal, projections, retention, upkeep
+from domain import inbox, notices, personal, projections, retention, upkeep
 from domain.cache import Cache, Change
 from domain.commands import Book, Erase
 from domain.database import connect
@@ -203,48 +203,3 @@ def test_an_export_tells_what_was_archived(box: Inbox) -> None:
         assert [(each["id"], each["status"]) for each in told] == [(str(command_id), "succeeded")]
         told = personal.export(connection, box.settings, box.doctor_id)["archived_notices"]
         assert [(each["kind"], each["command_id"]) for each in told] == [("requested", str(command_id))]
-
-
-MANY = 2000  # of each thing, of which nothing is due
-STOCK = """
-    create temp table times as
-        select n, now() + interval '1 day' + n * interval '1 hour' as at from generate_series(1, :many) as n;
-    insert into slots (id, doctor_id, during, status, held)
-        select uuidv7(), :doctor, tstzrange(at, at + interval '30 minutes'), 'booked', true from times;
-    insert into appointments (id, slot_id, doctor_id, patient_id, during, active, status, price, currency, requested_at,
-            expires_at, history_length, history_hash)
-        select uuidv7(), id, doctor_id, :patient, during, true, 'requested', 1, 'BRL', now(), now() + interval '1 day', 0, ''
-        from slots;
-    insert into commands (id, lane, kind, actor_id, actor_role, payload, status, decided_at)
-        select uuidv7(), 0, 'book', :patient, 'patient', '{}', 'succeeded', now() - interval '80 days' from times;
-    insert into notices (id, person_id, kind, due_at, next_try_at, sent_at)
-        select uuidv7(), :patient, 'reminder', at, at, case when n % 2 = 0 then now() end from times;
-    insert into batches (id, scopes, finished_at) select uuidv7(interval '-80 days'), '{}', now() from times;
-    insert into sessions (id, person_id, refresh_id, refreshed_at, expires_at)
-        select uuidv7(interval '-190 days'), :patient, uuidv7(), now(), now() - interval '170 days' from times;
-    insert into people (id, role) select overlay(md5(n::text) placing '8' from 13)::uuid, 'doctor' from times;
-    insert into doctors (id, lane, name, search_name, crm_number, crm_state, price, timezone)
-        select id, 0, '', '', row_number() over (), 'SP', 1, 'UTC' from people where role = 'doctor' and id <> :doctor;
-    insert into availabilities (doctor_id, rules, exceptions, extended_on) select id, '[]', '[]', current_date from doctors;
-"""
-READ = text(
-    "select relname, seq_tup_read + coalesce(idx_tup_fetch, 0) as rows from pg_stat_xact_user_tables"
-    " where relname not like 'pg_%' and seq_tup_read + coalesce(idx_tup_fetch, 0) > 0"
-)
-
-
-def test_the_relay_reads_what_is_due_and_not_what_there_is(box: Inbox, postgres: Postgres) -> None:
-    owner = connect(postgres.migration_url.replace("postgresql:", "postgresql+psycopg2:"), pool_size=1)
-    with owner.begin() as connection:
-        connection.execute(text(STOCK), {"doctor": box.doctor_id, "patient": box.patient_id, "many": MANY})
-    with owner.execution_options(isolation_level="AUTOCOMMIT").connect() as connection:
-        connection.execute(text("vacuum analyze"))
-    owner.dispose()
-    with box.engine.begin() as connection:
-        assert inbox.insert_due_expiries(connection) == []
-        assert inbox.insert_due_horizons(connection) == []
-        assert erasure.resume(connection, box.settings) == []
-        assert not notices.are_due(connection)
-        assert retention.keep_terms(Change(connection)) == 0
-        read = {row.relname: row.rows for row in connection.execute(READ)}
-    assert sum(read.values()) < 20, read

@@ -1,4 +1,4 @@
-"""Room for what has had its time, and indexes by which the relay finds what is due without reading all that is not.
+"""Room for what has had its time, and indexes by which what is due, or asked for, is found without reading all that is not.
 
 The indexes are built while the version before goes on writing. That version archives commands without their keys and answers.
 """
@@ -16,6 +16,13 @@ depends_on = None
 
 # By default a fifth of a table may be dead before it is vacuumed: of these, whose rows all change soon, that is too much.
 CHANGING = ("appointments", "batches", "commands", "notices", "slots")
+INDEXES = (
+    "ix_appointments_doctor_id_status",
+    "ix_availabilities_extended_on",
+    "ix_notices_settled",
+    "ix_sessions_over",
+    "uq_archived_commands_idempotency",
+)
 VACUUM = ("autovacuum_vacuum_scale_factor", "autovacuum_analyze_scale_factor")
 
 
@@ -55,6 +62,7 @@ def upgrade() -> None:
         unique=True,
         postgresql_where=sa.text("key_hash is not null"),
     )
+    _build("ix_appointments_doctor_id_status", "appointments", ["doctor_id", "status", "starts_at", "id"])
     _build("ix_availabilities_extended_on", "availabilities", ["extended_on", "doctor_id"])
     _build(
         "ix_notices_settled",
@@ -66,7 +74,7 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    for index in ("ix_sessions_over", "ix_notices_settled", "ix_availabilities_extended_on", "uq_archived_commands_idempotency"):
+    for index in INDEXES:
         op.drop_index(index)
     for table in CHANGING:
         op.execute(f"alter table {table} reset ({', '.join(VACUUM)})")
