@@ -9,4 +9,4 @@ if [ ! -s "$PGDATA/PG_VERSION" ]; then
         find "$PGDATA" -mindepth 1 -delete
     done
 fi
-exec postgres -c max_connections=200 -c listen_addresses='*' -c log_error_verbosity=terse -c log_min_error_statement=panic
+exec postgres -c max_connections=200 -c listen_addresses='*' -c unix_socket_directories='' -c log_error_verbosity=terse -c log_min_error_statement=panic

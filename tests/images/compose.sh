@@ -11,7 +11,9 @@ compose() { podman-compose --project-name "$project" "$@"; }
 down() {
     status=$?
     if [ "$status" != 0 ]; then podman ps --all --filter "label=io.podman.compose.project=$project"; show_logs; fi
-    compose down --volumes --timeout 20 >"$folder/down" 2>&1 || cat "$folder/down"
+    podman ps --all --quiet --filter "label=io.podman.compose.project=$project" | xargs --no-run-if-empty podman rm --force --time 2 >/dev/null 2>&1
+    podman volume ls --quiet --filter "name=^${project}_" | xargs --no-run-if-empty podman volume rm >/dev/null 2>&1
+    podman network rm --force "${project}_default" >/dev/null 2>&1
     rm -rf "$folder" "$engine_settings"
     exit "$status"
 }
@@ -60,7 +62,8 @@ case "${1:-up}" in
         test "$(curl --silent --output /dev/null --write-out '%{http_code}' "http://127.0.0.1:$FLOWER_PORT/")" = 401
         wait_for "http://127.0.0.1:$PROMETHEUS_PORT/api/v1/query?query=count(up==1)" '"5"\]'
         wait_for "http://127.0.0.1:$GRAFANA_PORT/api/health" '"database": *"ok"'
-        echo "The replica follows: $(podman exec "${project}_postgres_1" psql -U postgres -Atc \
-            "select state || ', ' || pg_wal_lsn_diff(sent_lsn, replay_lsn) || ' bytes behind' from pg_stat_replication")"
+        asked="select application_name || ': ' || state || ', ' || pg_wal_lsn_diff(sent_lsn, replay_lsn) || ' bytes behind' from pg_stat_replication"
+        podman exec "${project}_postgres_1" sh -c '. /run/healthmed/env; export PGPASSWORD="$POSTGRES_PASSWORD"; exec psql -h 127.0.0.1 -U postgres -Atc "$0"' \
+            "$asked" | grep streaming
         ;;
 esac

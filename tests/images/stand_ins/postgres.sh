@@ -5,7 +5,7 @@ set -euo pipefail
 if [ "${1:-postgres}" != postgres ] && [ "${1#-}" = "$1" ]; then exec "$@"; fi
 if [ "${1#-}" != "$1" ]; then set -- postgres "$@"; fi
 if [ "$(id -u)" = 0 ]; then
-    chown postgres:postgres /var/lib/postgresql
+    chown postgres:postgres /var/lib/postgresql /run/postgresql
     exec setpriv --reuid=postgres --regid=postgres --clear-groups "$0" "$@"
 fi
 if [ ! -s "$PGDATA/PG_VERSION" ]; then
