@@ -210,7 +210,8 @@ def _ground(server: Postgres, settings: Settings, engine: Engine, cache: Cache) 
         doctors = [add_doctor(connection, settings, lane=n) for n in range(ACTORS)]
         patients = [add_person(connection, settings) for _ in range(ACTORS)]
         stored_doctors = connection.execute(text("select id from doctors where lane >= 100 order by id")).scalars().all()
-        commands = connection.execute(text("select id, actor_id from commands order by id")).all()
+        some = "select id, actor_id from commands where seq % ((select count(*) from commands) / :times) = 0 limit :times"
+        commands = connection.execute(text(some), {"times": TIMES}).all()
     ground = Ground(
         server=server,
         settings=settings,
@@ -219,7 +220,7 @@ def _ground(server: Postgres, settings: Settings, engine: Engine, cache: Cache) 
         doctors=doctors,
         patients=patients,
         stored_doctors=[drawn.choice(stored_doctors) for _ in range(TIMES)],
-        stored_commands=[(row.id, row.actor_id) for row in (drawn.choice(commands) for _ in range(TIMES))],
+        stored_commands=[(row.id, row.actor_id) for row in commands],
         appointments=[],
         turns=itertools.count(),
     )
