@@ -157,7 +157,7 @@ class Drainer:
                 decided = decide_batch(connection, self.settings, lane, only=command_id)
         except Exception as error:
             if self._is_the_worlds(error):
-                if not (suspect and time.monotonic() - began >= SLOW_SECONDS):
+                if not (suspect and (isinstance(error, MemoryError) or time.monotonic() - began >= SLOW_SECONDS)):
                     self._take_back(command_id)
                 raise
             if attempts < ATTEMPTS:
@@ -197,7 +197,7 @@ class Drainer:
                 log.info("person_erased", person_id=str(row.actor_id))
 
     def _is_the_worlds(self, error: BaseException) -> bool:
-        return is_the_worlds_fault(error) or isinstance(error, self.interruptions)
+        return is_the_worlds_fault(error) or isinstance(error, (MemoryError, *self.interruptions))
 
     def _waiting(self, lanes: Sequence[int]) -> list[int]:
         """Those of the lanes in which something waits."""

@@ -307,6 +307,19 @@ def test_an_interruption_by_the_callers_limit_of_time_is_the_worlds_fault(
     assert all_outcomes(engine) == ["pending"]
 
 
+def test_a_worker_out_of_memory_blames_no_command(
+    drainer: Drainer, engine: Engine, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ids = bookings(engine, settings, 2)
+    with monkeypatch.context() as patch:
+        trouble_with(patch, ids[0], MemoryError)
+        for _ in range(7):
+            assert drainer.drain(0) == []
+        assert all_outcomes(engine) == ["pending"] * 2
+    drainer.drain(0)
+    assert all_outcomes(engine) == ["succeeded"] * 2
+
+
 def test_a_command_that_kills_its_worker_is_rejected_while_the_others_go_on(
     drainer: Drainer, engine: Engine, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
