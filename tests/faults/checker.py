@@ -278,7 +278,9 @@ class _States:
     """The state of everything at every instant, by the clients' clock, as the database's history tells it."""
 
     commands: dict[str, _Line] = field(default_factory=dict)  # "pending", then how it was decided
-    appointments: dict[str, _Line] = field(default_factory=dict)  # the number of its steps
+    appointments: defaultdict[str, _Line] = field(
+        default_factory=lambda: defaultdict(lambda: _Line(0))
+    )  # the number of its steps
     slots: dict[str, _Line] = field(default_factory=dict)  # whether it is open
     agendas: defaultdict[tuple[str, str], list[str]] = field(default_factory=lambda: defaultdict(list))  # of a doctor's day
     exceptions: dict[str, _Line] = field(default_factory=dict)  # of each doctor's availability
@@ -297,7 +299,6 @@ class _States:
             states.agendas[facts.doctor, facts.day].append(slot)
         places: defaultdict[str, list[tuple[str, int]]] = defaultdict(list)
         for appointment, steps in kept.steps.items():
-            states.appointments[appointment] = _Line(0)
             for number, (_, command_id) in enumerate(steps):
                 places[command_id].append((appointment, number))
         holding = _Holding(kept, states.broken)
@@ -384,8 +385,8 @@ def _misread(calls: Sequence[Call], kept: Kept, states: _States) -> Iterator[Vio
         where = f"{begin.f}, {begin.op}"
         if begin.f in (*COMMANDS, "command") and end.command in states.commands:
             yield from _misread_command(kept.commands[end.command], states.commands[end.command], call, where)
-        elif begin.f == "appointment" and begin.appointment in kept.steps:
-            steps = [status for status, _ in kept.steps[begin.appointment]]
+        elif begin.f == "appointment" and begin.appointment is not None:
+            steps = [status for status, _ in kept.steps.get(begin.appointment, ())]
             number = len(shown["steps"])
             possible = states.appointments[begin.appointment].possible(begin.t, end.t)
             if shown["steps"] != steps[:number] or shown["status"] != shown["steps"][-1]:

@@ -198,6 +198,12 @@ def a_read_of_what_never_was(story: Story) -> None:
     story.read("appointment", 2.4, "P", steps=["requested", "refused"], status="refused")
 
 
+def a_read_of_what_is_lost(story: Story) -> None:
+    """An appointment that somebody has seen is in the database no more, with the command that made it."""
+    story.read("appointment", 4.4, "Q", steps=["requested"], status="requested")
+    story.calls[-1] = Call(*(replace(event, appointment="x") for event in (story.calls[-1].begin, story.calls[-1].end) if event))
+
+
 def a_read_after_it_was_reported(story: Story) -> None:
     """The database says that the batch was finished long after, but somebody was told before."""
     story.change("c2", finished=AHEAD + 9)
@@ -290,6 +296,7 @@ UNAUDITED = "a read of a patient's data is not in the audit"
         (a_read_of_what_is_over, LESS),
         (a_read_that_goes_back, "a reader saw a projection go backwards"),
         (a_read_of_what_never_was, NEVER),
+        (a_read_of_what_is_lost, NEVER),
         (a_read_after_it_was_reported, LESS),
         (a_list_that_lacks_something, LESS),
         (a_list_that_is_late, LESS),

@@ -6,6 +6,8 @@ import time
 from pathlib import Path
 from typing import Final
 
+import pytest
+
 from domain import database
 from local.crowd import gather
 from local.servers import free_port
@@ -30,6 +32,7 @@ EACH: Final = {
 }
 
 
+@pytest.mark.timeout(300)  # on a machine that has much else to do; half a minute on one that has not
 def test_what_is_acknowledged_outlives_one_fault_of_each_kind(tmp_path: Path) -> None:
     database.bound_waits()
     with FaultStack(tmp_path / "stack", free_port(), proxied=True, API_WORKERS="1", LOG_LEVEL="WARNING", **SETTINGS) as stack:
