@@ -5,8 +5,8 @@ FROM docker.io/library/python:3.11-slim-bookworm AS base
 FROM base AS packages
 COPY .ci/image.lock /image.lock
 RUN python -m venv /opt/healthmed \
-    && /opt/healthmed/bin/python -m pip install --quiet --disable-pip-version-check --no-cache-dir --no-compile \
-        --require-hashes --only-binary :all: -r /image.lock \
+    && /opt/healthmed/bin/python -m pip install --require-hashes --only-binary :all: --no-compile --no-cache-dir --quiet \
+        --disable-pip-version-check -r /image.lock \
     && /opt/healthmed/bin/python -m pip uninstall --quiet --yes pip setuptools \
     # Tests, sources of extensions and what they were compiled with: nothing of it is ever imported.
     && find /opt/healthmed -depth \( -path '*/gevent/tests' -o -path '*/greenlet/tests' -o -name '*.pyx' -o -name '*.pxd' \

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-LOCKS = ["requirements.lock", ".ci/scan.lock"]
+LOCKS = ["requirements.lock", ".ci/image.lock", ".ci/chart.lock", ".ci/scan.lock"]
 
 
 def direct() -> set[str]:
