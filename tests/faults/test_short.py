@@ -14,7 +14,7 @@ from local.servers import free_port
 from tests.faults.checker import shown
 from tests.faults.clients import SETTINGS
 from tests.faults.ground import Ground
-from tests.faults.matrix.chaos import HARMS
+from tests.faults.matrix.chaos import HARMS, planned
 from tests.faults.stack import FaultStack
 
 # How long each lasts, in seconds. The relay is doubled and messages come ten times over while all else happens.
@@ -24,12 +24,25 @@ EACH: Final = {
     "broker killed": 0.5,
     "broker emptied": 0.5,
     "cache frozen": 2.0,
-    "cache in parts": 2.0,
+    "cache lost to the others": 2.0,
     "database killed": 0.5,
     "booking killed": 0.5,
     "booking bereft": 0.0,
     "api killed": 0.5,
 }
+
+
+def test_a_seed_plans_the_same_chaos_again() -> None:
+    plan = planned(7, 600)
+    assert plan == planned(7, 600) != planned(8, 600)
+    harmed: set[str] = set()
+    for _, name, begins in plan:
+        thing = name.split()[0]
+        assert (thing in harmed) is not begins
+        harmed ^= {thing}
+        assert len(harmed) <= 3
+    assert not harmed
+    assert {name for _, name, _ in plan} == set(HARMS)
 
 
 @pytest.mark.timeout(300)  # on a machine that has much else to do; half a minute on one that has not

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import random
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from typing import Final
 
 from local.servers import Server
@@ -49,12 +51,6 @@ def broker_frozen(ground: Ground) -> Iterator[None]:
     yield from _frozen(ground.stack.broker)
 
 
-@harm("broker in parts")
-def broker_cut_off(ground: Ground) -> Iterator[None]:
-    """Some can't reach it, and can't tell."""
-    yield from _cut_off(ground, "broker")
-
-
 @harm("cache killed")
 def cache_killed(ground: Ground) -> Iterator[None]:
     """It comes back empty, as it always does."""
@@ -67,12 +63,6 @@ def cache_killed(ground: Ground) -> Iterator[None]:
 def cache_frozen(ground: Ground) -> Iterator[None]:
     """It comes back with all that it held."""
     yield from _frozen(ground.stack.cache)
-
-
-@harm("cache in parts")
-def cache_cut_off(ground: Ground) -> Iterator[None]:
-    """Some can't reach it, and others read from it."""
-    yield from _cut_off(ground, "cache")
 
 
 @harm("cache losing replies")
@@ -98,12 +88,6 @@ def database_killed(ground: Ground) -> Iterator[None]:
 def database_frozen(ground: Ground) -> Iterator[None]:
     """Transactions stay open, with their locks."""
     yield from _frozen(ground.stack.postgres)
-
-
-@harm("database in parts")
-def database_cut_off(ground: Ground) -> Iterator[None]:
-    """Some can't reach it."""
-    yield from _cut_off(ground, "database")
 
 
 @harm("api killed")
@@ -178,33 +162,56 @@ def mail_gone(ground: Ground) -> Iterator[None]:
     ground.stack.proxies["mail"].heal()
 
 
+def _cut_off(end: str, server: str, ground: Ground) -> Iterator[None]:
+    """Some can't reach it, and can't tell; others can."""
+    proxy = ground.stack.proxies[end, server]
+    proxy.swallow()
+    yield
+    proxy.heal()
+
+
+for _server in ("broker", "cache", "database"):
+    HARMS[f"{_server} lost to the API"] = partial(contextmanager(_cut_off), "api", _server)
+    HARMS[f"{_server} lost to the others"] = partial(contextmanager(_cut_off), "others", _server)
+
+
 @row("X1", "everything at random, up to three things at a time", "all is decided once it is over", stack="proxied")
 def chaos(ground: Ground) -> None:
-    active: dict[str, tuple[float, AbstractContextManager[object]]] = {}
-    done = 0
-    with ground.load(rate=60) as run:
-        end = time.monotonic() + ground.long(600, least=25)
-        while active or time.monotonic() < end:
-            for name in [name for name, (until, _) in active.items() if time.monotonic() >= min(until, end)]:
-                active.pop(name)[1].__exit__(None, None, None)
-            harmed = {name.split()[0] for name in active}
-            free = [name for name in HARMS if name.split()[0] not in harmed]
-            if len(active) < 3 and time.monotonic() < end and ground.chance.random() < 0.3:
-                name, seconds = ground.chance.choice(free), ground.chance.uniform(0.2, 8)
-                print(f"{name} for {seconds:.1f} s", flush=True)
-                harming = HARMS[name](ground)
-                harming.__enter__()
-                active[name] = time.monotonic() + seconds, harming
-                done += 1
-            time.sleep(0.2)
+    plan = planned(ground.seed, ground.long(600, least=25))
+    active: dict[str, AbstractContextManager[object]] = {}
+    with ground.load(rate=60, patience=90) as run:
+        begun = time.monotonic()
+        for at, name, begins in plan:
+            time.sleep(max(0.0, begun + at - time.monotonic()))
+            if begins:
+                print(f"{at:6.1f} s: {name}", flush=True)
+                active[name] = HARMS[name](ground)
+                active[name].__enter__()
+            else:
+                active.pop(name).__exit__(None, None, None)
         healed = ground.stack.superuser("select clock_timestamp()::text")[0][0]
         time.sleep(1)
     waited = (
         "select coalesce(max(extract(epoch from decided_at - %s::timestamptz)), 0)::float from commands where received_at < %s"
     )
-    ground.note("harms", done)
+    ground.note("harms", len(plan) // 2)
     ground.note("all decided after the last of them", ground.stack.superuser(waited, (healed, healed))[0][0], "s", most=30)
     ground.note_decisions(run, p99=None, most=None)
+
+
+def planned(seed: int, seconds: float) -> list[tuple[float, str, bool]]:
+    """When each harm begins and ends: up to three at a time, and never two of one thing. The same seed makes the same plan."""
+    chance = random.Random(seed)
+    steps: list[tuple[float, str, bool]] = []
+    busy: dict[str, float] = {}  # until when each thing is harmed
+    at = 0.0
+    while (at := at + chance.uniform(0.2, 3)) < seconds:
+        name, end = chance.choice(sorted(HARMS)), min(at + chance.uniform(0.2, 8), seconds)
+        thing = name.split()[0]
+        if busy.get(thing, 0) < at and sum(until > at for until in busy.values()) < 3:
+            busy[thing] = end
+            steps += [(at, name, True), (end, name, False)]
+    return sorted(steps)
 
 
 def _frozen(server: Server) -> Iterator[None]:
@@ -218,10 +225,3 @@ def _killed(ground: Ground, name: str) -> Iterator[None]:
     service.kill()
     yield
     service.launch()
-
-
-def _cut_off(ground: Ground, server: str) -> Iterator[None]:
-    proxy = ground.stack.proxies[ground.chance.choice(["api", "others"]), server]
-    proxy.swallow()
-    yield
-    proxy.heal()
