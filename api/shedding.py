@@ -25,7 +25,7 @@ from domain.settings import Settings
 # So few that none waits in vain for a connection to Redis or the database, so many that these have enough to do. Commands have
 # seats of their own: with the database gone they wait for it, while reads are answered from the cache.
 READS: Final = 128
-OTHERS: Final = 64
+OTHERS: Final = 32
 PATIENCE_SECONDS: Final = 0.5  # to get a seat in
 CALM_SECONDS: Final = 1.0  # without anybody turned away, after which it is an overload no longer
 

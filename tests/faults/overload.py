@@ -34,7 +34,7 @@ from tests.faults.ground import quantile
 from tests.faults.stack import FaultStack
 
 TIMES: Final = 3
-AT_ONCE: Final = 64  # clients that find out what the stack can do
+AT_ONCE: Final = {"reads": 128, "bookings": 32}  # clients for each core, who find out what the stack can do
 CONNECTIONS: Final = 6000  # for as many requests as may be under way
 GIVE_UP_SECONDS: Final = 10.0
 API: Final = "/api/v1"
@@ -240,7 +240,7 @@ def ask(what: str, port: int, crowd: Path, cores: set[int], seconds: float, rate
 
 def measure(what: str, port: int, crowd: Path, cores: set[int], *, best: float, under: float) -> Measured:
     """One kind of request: so many seconds at its best, and so many under too much of it."""
-    ask(what, port, crowd, cores, best / 3)
+    ask(what, port, crowd, cores, best / 2)  # until everything is filled that is filled by asking
     done = ask(what, port, crowd, cores, best)
     return Measured(what, done, ask(what, port, crowd, cores, under, TIMES * done.rate))
 
@@ -275,7 +275,8 @@ def main() -> None:
 
 
 def _answer(what: str, port: str, crowd: str, cores: str, seconds: str, rate: str) -> None:
-    os.sched_setaffinity(0, {int(core) for core in cores.split(",")})
+    own = {int(core) for core in cores.split(",")}
+    os.sched_setaffinity(0, own)
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     chance = random.Random(f"{what}{rate}")  # nosec B311
@@ -285,7 +286,10 @@ def _answer(what: str, port: str, crowd: str, cores: str, seconds: str, rate: st
     else:
         requests = _bookings(int(port), everybody, _slots(int(port), everybody), chance)
     asker = Asker(int(port), requests)
-    told = asker.at_a_rate(float(rate), float(seconds)) if float(rate) else asker.at_its_best(float(seconds), AT_ONCE)
+    if float(rate):
+        told = asker.at_a_rate(float(rate), float(seconds))
+    else:
+        told = asker.at_its_best(float(seconds), AT_ONCE[what] * len(own))
     kept = {"seconds": told.seconds, "asked": told.asked, "statuses": dict(told.statuses), "waits": told.waits}
     json.dump({**kept, "without_retry_after": told.without_retry_after}, sys.stdout)
 
