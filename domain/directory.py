@@ -11,7 +11,23 @@ from typing import Any
 from uuid import UUID
 from zoneinfo import ZoneInfo
 
-from sqlalchemy import ColumnElement, Connection, FromClause, Row, and_, exists, func, literal, or_, select, text, true, tuple_
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    FromClause,
+    Row,
+    Select,
+    and_,
+    bindparam,
+    exists,
+    func,
+    literal,
+    or_,
+    select,
+    text,
+    true,
+    tuple_,
+)
 
 from domain.answers import COUNTED, NOW, PageQuery, Rows, as_json, asked, field, instant, money, paged, resolved, turned
 from domain.cache import Answer, Cache, Filled, Wanted
@@ -61,9 +77,7 @@ def agenda(cache: Cache, doctor_id: UUID, from_: date | None = None, days: int =
     """A verified doctor's bookable slots, by local date, from the doctor's today unless told. Raises NotFound and Invalid."""
     if from_ is not None and not date(1900, 1, 1) <= from_ <= date(2999, 1, 1):
         raise Invalid({"from": ["A data está fora do que há na agenda. / No agenda reaches to this date."]})
-    return cache.read(
-        *at_agenda(doctor_id, from_, days), lambda connection: _agenda(connection, cache, doctor_id, from_, days)
-    )
+    return cache.read(*at_agenda(doctor_id, from_, days), lambda connection: _agenda(connection, cache, doctor_id, from_, days))
 
 
 def at_agenda(doctor_id: UUID | str, from_: date | None = None, days: int = 7) -> Wanted:
@@ -145,26 +159,30 @@ def _cards(connection: Connection, cache: Cache, wanted: Sequence[Wanted]) -> li
     return _doctors(connection, cache, [UUID(scope.removeprefix("doctor:")) for scope, _ in wanted], bio=False)
 
 
-def _doctors(connection: Connection, cache: Cache, ids: Sequence[UUID], *, bio: bool) -> list[Filled | None]:
-    limits = cache.settings.limits
+@once
+def _shown(limits: Limits) -> Select[Any]:
+    """What finds doctors as they are shown: made once, since that takes SQLAlchemy longer than to send it."""
     first = select(func.min(SlotRecord.starts_at)).where(SlotRecord.doctor_id == DoctorRecord.id).correlate(DoctorRecord)
     registered = (
         select(func.jsonb_object_agg(DoctorSpecialty.code, DoctorSpecialty.rqe))
         .where(DoctorSpecialty.doctor_id == DoctorRecord.id)
         .correlate(DoctorRecord)
     )
-    rows = connection.execute(
-        select(
-            *DOCTOR_COLUMNS,
-            DoctorRecord.bio,
-            DoctorRecord.price,
-            DoctorRecord.currency,
-            DoctorRecord.timezone,
-            registered.scalar_subquery().label("specialties"),
-            first.where(_bookable(limits)).scalar_subquery().label("next_slot_at"),
-            first.where(_OPEN, SlotRecord.starts_at > _latest(limits)).scalar_subquery().label("enters"),
-        ).where(DoctorRecord.id.in_(ids), _VERIFIED)
-    )
+    return select(
+        *DOCTOR_COLUMNS,
+        DoctorRecord.bio,
+        DoctorRecord.price,
+        DoctorRecord.currency,
+        DoctorRecord.timezone,
+        registered.scalar_subquery().label("specialties"),
+        first.where(_bookable(limits)).scalar_subquery().label("next_slot_at"),
+        first.where(_OPEN, SlotRecord.starts_at > _latest(limits)).scalar_subquery().label("enters"),
+    ).where(DoctorRecord.id.in_(bindparam("ids", expanding=True)), _VERIFIED)
+
+
+def _doctors(connection: Connection, cache: Cache, ids: Sequence[UUID], *, bio: bool) -> list[Filled | None]:
+    limits = cache.settings.limits
+    rows = connection.execute(_shown(limits), {"ids": ids})
     found = {row.doctor_id: row for row in rows}
     return [_doctor(found[each], limits, bio) if each in found else None for each in ids]
 

@@ -6,10 +6,11 @@ import json
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
+from functools import lru_cache
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Connection, Row, func, literal, select, text, tuple_
+from sqlalchemy import Connection, Row, Uuid, bindparam, func, literal, select, text, tuple_
 from sqlalchemy.dialects.postgresql import aggregate_order_by
 
 from domain import audit, inbox, privacy
@@ -176,35 +177,52 @@ _HISTORY = (
     .scalar_subquery()
     .label("history")
 )
+# Statements are made once: to make one, and to recognise it, takes SQLAlchemy longer than to send it.
+_ONE_APPOINTMENT = _APPOINTMENT.add_columns(AppointmentRecord.notes, _HISTORY).where(
+    AppointmentRecord.id == bindparam("appointment_id")
+)
+_OWN = bindparam("person_id", type_=Uuid())
+# When the next accepted appointment of somebody's will be over.
+_OVER_NEXT = {
+    role: select(func.min(AppointmentRecord.ends_at)).where(
+        own == _OWN, AppointmentRecord.status == AppointmentStatus.ACCEPTED, AppointmentRecord.ends_at > NOW
+    )
+    for role, own in ((Role.DOCTOR, AppointmentRecord.doctor_id), (Role.PATIENT, AppointmentRecord.patient_id))
+}
 
 
-def _appointments(
-    connection: Connection, cache: Cache, person_id: UUID, role: Role, query: AppointmentQuery, after: Any
-) -> Filled:
-    own = AppointmentRecord.doctor_id if role is Role.DOCTOR else AppointmentRecord.patient_id
-    conditions = [own == person_id]
+@lru_cache(maxsize=256)
+def _listing(role: Role, query: AppointmentQuery, after: tuple[str, str] | None) -> tuple[Rows, Any]:
+    """What finds a page of anybody's appointments, and what counts them all: made once for what everybody asks alike."""
+    conditions = [(AppointmentRecord.doctor_id if role is Role.DOCTOR else AppointmentRecord.patient_id) == _OWN]
     if query.status:
         conditions.append(AppointmentRecord.status.in_(query.status))
     if query.from_ is not None:
         conditions.append(AppointmentRecord.starts_at >= query.from_)
     if query.until is not None:
         conditions.append(AppointmentRecord.starts_at < query.until)
-    fresh_until = None
     if query.overdue:
-        accepted = AppointmentRecord.status == AppointmentStatus.ACCEPTED
-        ends = select(func.min(AppointmentRecord.ends_at)).where(own == person_id, accepted, AppointmentRecord.ends_at > NOW)
-        fresh_until = connection.execute(ends).scalar_one()
-        conditions += [accepted, AppointmentRecord.ends_at <= NOW]
+        conditions += [AppointmentRecord.status == AppointmentStatus.ACCEPTED, AppointmentRecord.ends_at <= NOW]
+    counted = select(literal(1)).select_from(AppointmentRecord).where(*conditions).limit(COUNTED).subquery()
     order = (AppointmentRecord.starts_at, AppointmentRecord.id)
     found: Rows = _APPOINTMENT.where(*conditions).order_by(*(column.desc() for column in order))
     if after is not None:
         found = found.where(tuple_(*order) < tuple_(literal(datetime.fromisoformat(after[0])), literal(UUID(after[1]))))
-    rows = connection.execute(paged(found, query, after)).all()
+    return paged(found, query, after), select(func.count()).select_from(counted)
+
+
+def _appointments(
+    connection: Connection, cache: Cache, person_id: UUID, role: Role, query: AppointmentQuery, after: Any
+) -> Filled:
+    own = {"person_id": person_id}
+    fresh_until = connection.execute(_OVER_NEXT[role], own).scalar_one() if query.overdue else None
+    asked_alike = replace(query, status=tuple(query.status), cursor=None)
+    found, counted = _listing(role, asked_alike, None if after is None else tuple(after))
+    rows = connection.execute(found, own).all()
     if query.page == 1 and after is None and len(rows) <= query.page_size:  # as most people's lists are
         total = len(rows)
     else:
-        counted = select(literal(1)).select_from(AppointmentRecord).where(*conditions).limit(COUNTED).subquery()
-        total = connection.execute(select(func.count()).select_from(counted)).scalar_one()
+        total = connection.execute(counted, own).scalar_one()
     page, following = turned(cache.settings, query, rows, "starts_at", person_id)
     opened = _Opened(cache.settings.data_keys)
     body = {
@@ -218,8 +236,7 @@ def _appointments(
 
 
 def _appointment(connection: Connection, cache: Cache, appointment_id: UUID, role: Role) -> Filled | None:
-    wanted = _APPOINTMENT.add_columns(AppointmentRecord.notes, _HISTORY).where(AppointmentRecord.id == appointment_id)
-    row = connection.execute(wanted).one_or_none()
+    row = connection.execute(_ONE_APPOINTMENT, {"appointment_id": appointment_id}).one_or_none()
     if row is None:
         return None
     opened = _Opened(cache.settings.data_keys)
