@@ -384,6 +384,7 @@ def _text(key: bytes, row: Row[Any], name: str) -> str | None:
 
 
 # clock_timestamp() would bound no index: each look would read all reminders that are still to come.
+# `not exists` would be joined: each mail would look at all that wait for one. This looks at them in turn, and stops at the first.
 _CLAIM = text(
     """
     update notices set attempts = attempts + 1, claimed_until = clock_timestamp() + make_interval(secs => :seconds)
@@ -391,12 +392,12 @@ _CLAIM = text(
         select id from notices due
         where sent_at is null and dropped_at is null and next_try_at <= statement_timestamp()
         and (claimed_until is null or claimed_until <= statement_timestamp())
-        and not exists (
-            select from notices older
+        and (
+            select true from notices older
             where older.appointment_id = due.appointment_id and older.person_id = due.person_id
             and older.sent_at is null and older.dropped_at is null
-            and (older.due_at, older.sequence, older.id) < (due.due_at, due.sequence, due.id))
-        order by next_try_at, id limit 1 for update skip locked)
+            and (older.due_at, older.sequence, older.id) < (due.due_at, due.sequence, due.id) limit 1) is null
+        order by next_try_at limit 1 for update skip locked)
     returning id, person_id, appointment_id, kind, due_at, created_at, sequence, lower(during) as starts_at,
         upper(during) as ends_at, request_id, attempts, clock_timestamp() as now
     """
