@@ -124,9 +124,26 @@ def _standing(session_id: UUID) -> bytes:
 
 def _caller(*, refresh: bool) -> Caller:
     try:
+        return _known_caller(refresh=refresh)
+    except NotAuthenticated:
+        pass
+    try:
         verified = verify_jwt_in_request(refresh=refresh)
         assert verified is not None
         _, claims = verified
         return Caller(UUID(claims["sub"]), Role(claims["role"]), UUID(claims["sid"]), UUID(claims["jti"]))
     except (JWTExtendedException, jwt.PyJWTError, ValueError, TypeError, AttributeError, KeyError):
         raise NotAuthenticated from None
+
+
+def _known_caller(*, refresh: bool) -> Caller:
+    """Who sent the request, by a token that is mostly known to be genuine already, which takes flask-jwt-extended 170 µs anew.
+
+    Raises NotAuthenticated for whatever is not written as tokens mostly are: flask-jwt-extended has the last word.
+    """
+    scheme, _, token = request.headers.get("Authorization", "").partition(" ")
+    if scheme != "Bearer":
+        raise NotAuthenticated
+    ring = services().settings.jwt_keys
+    claims = tokens.read(ring, token, tokens.Type.REFRESH if refresh else tokens.Type.ACCESS)
+    return Caller(claims.person_id, claims.role, claims.session_id, claims.id)

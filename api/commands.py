@@ -76,7 +76,10 @@ def show_command(command_id: UUID) -> Response:
         used.cache.new_budget()
         return read()
 
-    response = reading(used.waiters.wait(command_id, seconds, look) if seconds else read())
+    def at_hand() -> bool:
+        return used.cache.at_hand([projections.at_command(command_id)], caller.id) is not None
+
+    response = reading(used.waiters.wait(command_id, seconds, look, at_hand) if seconds else read())
     if seconds:
         response.headers["Preference-Applied"] = f"wait={seconds}"
     return response
@@ -96,7 +99,7 @@ def stores(view: Callable[..., Command | Erase]) -> Callable[..., Response]:
     def stored(*body: Any, **path: Any) -> Response:
         used = services()
         command = view(*body, **path)
-        with used.engine.begin() as connection:
+        with used.reads.connect() as connection:  # one statement writes: to surround it by a transaction is two round trips more
             row = inbox.send(connection, used.settings, sender(), command, key=_idempotency_key(), fingerprint=_fingerprint())
         ACKNOWLEDGED.labels(row.kind).inc()
         if row.status != "pending":  # the same request again: what was decided is told only when every read shows it

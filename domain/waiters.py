@@ -6,11 +6,14 @@ import contextlib
 import threading
 import time
 from collections.abc import Callable
+from typing import Final
 from uuid import UUID
 
 from redis import Redis, RedisError
 
 from domain.cache import DECIDED, Answer
+
+SOON_SECONDS: Final = 0.25  # a command that was just stored is decided by then, unless many wait
 
 
 class Waiters:
@@ -41,16 +44,22 @@ class Waiters:
                 self._broker.publish(DECIDED, "")
             listener.join(timeout=1.0)
 
-    def wait(self, command_id: UUID, seconds: float, read: Callable[[], Answer]) -> Answer:
+    def wait(
+        self, command_id: UUID, seconds: float, read: Callable[[], Answer], at_hand: Callable[[], bool] = lambda: True
+    ) -> Answer:
         """What `read` answers as soon as the command is decided, or after so many seconds as it stands.
 
-        Only a pending command's answer carries `fresh_until`; a decided one stays as it is.
+        Only a pending command's answer carries `fresh_until`; a decided one stays as it is. One that is not `at_hand` is most
+        likely about to be decided, and then stored: to read it from Postgres right now would cost more than all the rest.
         """
         woken = threading.Event()
         name = str(command_id)
         deadline = time.monotonic() + seconds
         self._register(name, woken)  # before the first look, or a decision in between would be missed
         try:
+            if not at_hand():
+                woken.wait(min(seconds, SOON_SECONDS))
+                woken.clear()
             while (answer := read()).fresh_until is not None and (left := deadline - time.monotonic()) > 0:
                 if self._released:
                     break

@@ -16,7 +16,7 @@ from uuid_utils.compat import uuid7
 
 from domain.cache import DECIDED, Answer, Cache, record_batch
 from domain.settings import Settings
-from domain.waiters import Waiters
+from domain.waiters import SOON_SECONDS, Waiters
 from local.servers import Broker
 from local.servers import Cache as CacheServer
 
@@ -93,6 +93,24 @@ def test_what_is_decided_already_is_not_waited_for(waiters: Waiters):
     begun = time.monotonic()
     assert waiters.wait(uuid7(), 20, commands.read).body == b"decided"
     assert (commands.looks, time.monotonic() - begun < 0.9) == (1, True)
+
+
+def test_what_is_not_at_hand_is_read_once_it_is_told_or_after_a_moment(waiters: Waiters, client: Redis):
+    command_id, told, untold = uuid7(), Commands(), Commands()
+    with ThreadPoolExecutor(2) as pool:
+        waiting = pool.submit(waiters.wait, command_id, 20, told.read, lambda: False)
+        subscribed(client)
+        assert told.looks == 0
+        told.decided = True
+        client.publish(DECIDED, str(command_id))
+        assert waiting.result().body == b"decided"
+        assert told.looks == 1
+        begun = time.monotonic()
+        waiting = pool.submit(waiters.wait, uuid7(), 20, untold.read, lambda: False)
+        assert untold.looked.wait(5)
+        assert time.monotonic() - begun >= SOON_SECONDS
+        untold.decided = True
+        assert waiting.result().body == b"decided"
 
 
 def test_a_wait_ends_when_its_time_is_over_with_the_command_as_it_stands(waiters: Waiters):
