@@ -11,10 +11,10 @@ from pathlib import Path
 from domain import database
 from local.crowd import gather
 from local.servers import free_port
-from tests.faults import overload, variants
+from tests.faults import overload, restarts, variants
 from tests.faults.checker import shown
 from tests.faults.clients import SETTINGS
-from tests.faults.ground import Ground
+from tests.faults.ground import Ground, quantile
 from tests.faults.matrix.rows import row
 from tests.faults.stack import FaultStack
 
