@@ -28,8 +28,8 @@ STOCK = """
     insert into appointments (id, slot_id, doctor_id, patient_id, during, active, status, price, currency, requested_at,
             expires_at, notes, history_length, history_hash)
         select uuidv7(), id, doctor_id, :patient, during, true,
-            case when lower(during) > now() then 'requested' else 'completed' end, 1, 'BRL', now(), now() + interval '1 day',
-            'x', 1, '' from slots where doctor_id = :doctor;
+            case when at > now() then 'requested' else 'completed' end, 1, 'BRL', now(), now() + interval '1 day',
+            case when n % 100 = 0 then 'x'::bytea end, 1, '' from slots join times on at = lower(during);
     insert into history (appointment_id, position, status, at, by, actor_id, command_id, hash)
         select id, 1, 'requested', now(), 'patient', patient_id, uuidv7(), '' from appointments;
     insert into retained (appointment_id, person_id, wrapped, document) select id, patient_id, '', '' from appointments;
