@@ -179,7 +179,7 @@ for _server in ("broker", "cache", "database"):
 def chaos(ground: Ground) -> None:
     plan = planned(ground.seed, ground.long(600, least=25))
     active: dict[str, AbstractContextManager[object]] = {}
-    with ground.load(rate=60, patience=90) as run:
+    with ground.load(rate=60, patience=300) as run:  # a mail that met more than one fault is tried again after minutes
         begun = time.monotonic()
         for at, name, begins in plan:
             time.sleep(max(0.0, begun + at - time.monotonic()))
