@@ -22,6 +22,7 @@ from local.crowd import gather
 from tests.conftest import EMPTY
 from tests.faults.checker import Violation, judge
 from tests.faults.clients import Load
+from tests.faults.harm import ignore_lane_locks
 from tests.faults.history import History
 from tests.faults.stack import SERVICES, FaultStack
 
@@ -58,8 +59,8 @@ def do() -> None:
 
 def slow() -> None:
     """No fault: where two may meet they have more time to."""
-    lanes, batches, cache = (import_module(f"domain.{name}") for name in ("lanes", "batches", "cache"))
-    lanes.Drainer._taken = lambda *_: True
+    batches, cache = (import_module(f"domain.{name}") for name in ("batches", "cache"))
+    ignore_lane_locks()
     _precede(batches, "_write", lambda *_: time.sleep(0.02))  # read, and not yet written
     _precede(cache.Cache, "finish", lambda *_: time.sleep(0.02))  # committed, and not yet made known
     _precede(cache.Cache, "_store", lambda *_: time.sleep(0.02))  # read, and not yet stored
@@ -96,18 +97,13 @@ def acknowledged_early() -> None:
 
 
 def past_reads() -> None:
-    """The lane's lock is released before the commit, and what the rules need is read as it was before the rows were locked."""
+    """What the rules need is read as it was before the rows were locked, and no lane is held until the commit (`slow`)."""
     lanes, batches = import_module("domain.lanes"), import_module("domain.batches")
     decide, lock, read = lanes.decide_batch, batches._lock, batches._read
     local = threading.local()
 
-    def take(_: Any, lane_lock: Any) -> bool:
-        local.held = lane_lock
-        return bool(lane_lock.acquire())
-
-    def decide_and_release(*arguments: Any, **named: Any) -> Any:
+    def decide_and_pause(*arguments: Any, **named: Any) -> Any:
         decided = decide(*arguments, **named)
-        local.held.release()
         time.sleep(0.1)
         return decided
 
@@ -122,8 +118,7 @@ def past_reads() -> None:
         with local.past:
             return read(_Past(connection, local.past, batches._READ_COMMANDS), *arguments)
 
-    lanes.Drainer._taken = take
-    lanes.decide_batch, batches._lock, batches._read = decide_and_release, lock_after_looking, read_the_past
+    lanes.decide_batch, batches._lock, batches._read = decide_and_pause, lock_after_looking, read_the_past
 
 
 @dataclass
@@ -274,7 +269,7 @@ VARIANTS: Final = (
     Variant("202 before the commit", frozenset({LOST, NOT_FOUND, OVERTAKEN}), {"api": "acknowledged_early"}),
     Variant("no relay", frozenset({NOT_DECIDED}), trouble=_lose_wake_ups, without="relay"),
     Variant(
-        "lane released before the commit, the past read", frozenset({TAKEN_TWICE}), {"booking": "past_reads"}, constrained=False
+        "no lane held until the commit, the past read", frozenset({TAKEN_TWICE}), {"booking": "past_reads"}, constrained=False
     ),
     Variant("filled without a lease", frozenset({STALE, BACKWARDS}), {"api": "fills_without_lease"}),
     Variant("reported before it is invalidated", frozenset({STALE, BACKWARDS}), {"booking": "reported_early"}),
