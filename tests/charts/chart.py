@@ -18,9 +18,10 @@ OUTPUTS: Final = {
     "ImageRepository": "123456789012.dkr.ecr.sa-east-1.amazonaws.com/healthmed",
     "PublicHost": "agenda.example.org",
     "Region": "sa-east-1",
-    "SecretName": "healthmed/production",
+    "SecretName": "arn:aws:secretsmanager:sa-east-1:123456789012:secret:healthmed-a1b2c3",
     "SecretsRoleArn": "arn:aws:iam::123456789012:role/healthmed-secrets",
     "CertificateArn": "arn:aws:acm:sa-east-1:123456789012:certificate/0a1b2c3d",
+    "FirewallArn": "arn:aws:wafv2:sa-east-1:123456789012:regional/webacl/healthmed/0a1b2c3d",
     "PublicSubnetCidrs": "10.0.0.0/24, 10.0.1.0/24",
     "DatabaseSubnetCidrs": "10.0.20.0/24, 10.0.21.0/24",
 }

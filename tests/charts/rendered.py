@@ -278,6 +278,8 @@ def test_nothing_reaches_anything_unless_a_policy_says_so(manifests: list[Manife
     open_to_some = [each["spec"]["podSelector"] for each in policies.values() if each["spec"].get("ingress")]
     reached = {name for name, labels in every.items() if any(matches(selector, labels) for selector in open_to_some)}
     assert reached == {"api", "booking", "notifications", "relay"} | ({"postgres", "broker", "cache", "mail"} & every.keys())
+    names = policies["names"]["spec"]["egress"]
+    assert [{port["port"] for port in each["ports"]} for each in names] == [{53}]
     clients = {name for name, labels in every.items() if matches(policies["servers"]["spec"]["podSelector"], labels)}
     assert clients == every.keys() - {"postgres", "broker", "cache", "mail"}
     assert policies["servers"]["spec"]["egress"], "nobody could reach Postgres"

@@ -2,6 +2,7 @@
 # docker-compose.yml with podman: `up` brings it up and stays; `test` brings up another one, goes the demonstration's way, takes it down.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
+if [ "${ENGINE:-podman} ${1:-up}" = "docker up" ]; then exec docker compose up; fi
 . tests/images/engine.sh
 project=healthmed
 folder=$(mktemp -d)
@@ -46,7 +47,7 @@ wait_for() {
 }
 
 case "${1:-up}" in
-    up) compose up ;;
+    up) exec podman-compose --project-name "$project" up ;;
     test)
         project=healthmed-test-$$
         trap down EXIT
