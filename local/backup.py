@@ -156,6 +156,8 @@ def restore(state: Path, source: Path, at: datetime | None, given: Mapping[str, 
 
     What was there is moved aside and kept, and nothing of it is touched before all else is done.
     """
+    if given.get("DATABASE_URL"):
+        raise Problem("DATABASE_URL names a database of your own: restore it by its own means; docs/operations.md says how.")
     secrets = state / "secrets.json"
     if not secrets.exists():
         raise Problem(f"{secrets} is not there: without the keys that the stack had, nobody's data can be read.")
@@ -179,7 +181,7 @@ def restore(state: Path, source: Path, at: datetime | None, given: Mapping[str, 
         urls = {"DATABASE_URL": server.url, "DATABASE_MIGRATION_URL": server.migration_url, "CACHE_URL": cache.url}
         settings = load({**kept, **urls, "BROKER_URL": cache.url, "LOCAL_STACK": "on"})
         erased: list[UUID] = []
-        if at is not None:  # who was erased since must not come back: the rest of the log tells
+        if at is not None and not early:  # who was erased since must not come back: the rest of the log tells
             whole, _ = _recovered(running, place / "whole", bases[-1], pieces, None)
             with _asking(whole.superuser_url) as cursor:
                 cursor.execute("select id from people where status = 'erased' order by id")

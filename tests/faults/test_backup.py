@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from uuid import UUID
 
@@ -198,8 +198,9 @@ def test_what_was_acknowledged_before_an_instant_comes_back_and_nothing_else(
     assert (code, said) == (1, "These backups were made under other keys: put their secrets.json in the state folder.\n")
     assert not list(missing.state.glob("before-restore-*"))
     write_secret(missing.state / "secrets.json", (machine.state / "secrets.json").read_text())
-    code, said = make.restore(missing.state, "--from", str(source))
+    code, said = make.restore(missing.state, "--from", str(source), "--at", (datetime.now(UTC) + timedelta(hours=1)).isoformat())
     assert code == 0, said
+    assert "What was kept of the log ends before" in said
     other = Machine(missing.state, machine.environ)
     with other.up() as engine, engine.connect() as connection:
         assert {row.id for row in connection.execute(text("select id from commands where kind = 'book'"))} >= before | {late}
@@ -207,6 +208,10 @@ def test_what_was_acknowledged_before_an_instant_comes_back_and_nothing_else(
 
 def test_what_cannot_be_brought_back_is_one_clear_line_and_touches_nothing(make: Make, tmp_path: Path) -> None:
     state = tmp_path / "state"
+    make.monkeypatch.setenv("DATABASE_URL", "postgresql://somebody@db.example/healthmed")
+    code, said = make.restore(state)
+    assert (code, "a database of your own" in said) == (1, True)
+    make.monkeypatch.delenv("DATABASE_URL")
     code, said = make.restore(state)
     assert (code, "secrets.json is not there" in said) == (1, True)
     write_secret(state / "secrets.json", "{}")

@@ -204,7 +204,7 @@ def test_a_worker_that_ends_puts_back_what_it_has_not_begun(environ: dict[str, s
         cwd=ROOT,
         env={**os.environ, **environ, "LOG_LEVEL": "WARNING"},
     )
-    sent = 2000
+    sent = 600
     try:
         with Redis.from_url(settings.broker_url) as broker:
             sender = Sender(settings.broker_url)
