@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime, time, timedelta
 from functools import cache as once
+from functools import lru_cache
 from typing import Any
 from uuid import UUID
 from zoneinfo import ZoneInfo
@@ -290,17 +291,26 @@ def _search(connection: Connection, cache: Cache, query: SearchQuery, after: Any
     # Any doctor's slot that leaves or enters the window may change a page: sooner than needed, but cheap to tell. It is told
     # before the page is read, or a slot that leaves in between would stay in it.
     if free:
-        starts = select(func.min(SlotRecord.starts_at)).where(_OPEN)
-        leaves, enters = connection.execute(
-            select(
-                starts.where(SlotRecord.starts_at >= _soonest(limits)).scalar_subquery(),
-                starts.where(SlotRecord.starts_at > _latest(limits)).scalar_subquery(),
-            )
-        ).one()
+        leaves, enters = connection.execute(_turns(limits)).one()
         fresh_until = _fresh_until(limits, leaves, enters)
-    total, rows = _found(connection, limits, and_(*_conditions(query, limits)), query, after)
+    asked_alike = replace(query, specialty=tuple(query.specialty), cursor=None)
+    total, rows = _found(connection, limits, asked_alike, None if after is None else tuple(after))
     page, following = turned(cache.settings, query, rows, "key")
     return Filled(as_json({"ids": [str(row.id) for row in page], "total": total, **following}), fresh_until)
+
+
+@once
+def _turns(limits: Limits) -> Select[datetime, datetime]:
+    """When the next open slot leaves the booking window, and when another one enters it."""
+    starts = select(func.min(SlotRecord.starts_at)).where(_OPEN)
+    return select(
+        starts.where(SlotRecord.starts_at >= _soonest(limits)).scalar_subquery(),
+        starts.where(SlotRecord.starts_at > _latest(limits)).scalar_subquery(),
+    )
+
+
+def _wanted(limits: Limits, query: SearchQuery) -> ColumnElement[bool]:
+    return and_(*_conditions(query, limits))
 
 
 def _conditions(query: SearchQuery, limits: Limits) -> Iterable[ColumnElement[bool]]:
@@ -341,29 +351,49 @@ def _with_specialty(codes: Sequence[str]) -> ColumnElement[bool]:
 
 
 def _found(
-    connection: Connection, limits: Limits, wanted: ColumnElement[bool], query: SearchQuery, after: Any
+    connection: Connection, limits: Limits, query: SearchQuery, after: tuple[Any, ...] | None
 ) -> tuple[int, Sequence[Row[Any]]]:
     """How many doctors are wanted, as far as is counted, and a page of them.
 
     As few as are counted are put in order all at once. More of them than that stand close enough together to be met soon in
     the order of an index.
     """
+    rows = connection.execute(_few(limits, query, after)).all()
+    if rows[0].total < COUNTED:
+        return rows[0].total, [row for row in rows if row.id is not None]
+    if query.sort == "next_slot" and (after is None or after[0] is not None):
+        rows = connection.execute(_walked(limits, query, after)).all()
+        if len(rows) > query.page_size:
+            return COUNTED, rows
+    return COUNTED, connection.execute(_many(limits, query, after)).all()
+
+
+# Made once for each query that many ask alike: to make one, and to recognise it, takes SQLAlchemy milliseconds.
+_alike = lru_cache(maxsize=64)
+
+
+@_alike
+def _few(limits: Limits, query: SearchQuery, after: Any) -> Rows:
+    """How many there are, up to COUNTED, and a page of them if they are fewer."""
     doctors = DoctorRecord.__table__
-    counted = select(doctors.c.id, doctors.c.search_name, doctors.c.price).where(wanted).limit(COUNTED)
+    counted = select(doctors.c.id, doctors.c.search_name, doctors.c.price).where(_wanted(limits, query)).limit(COUNTED)
     few = counted.cte("few").prefix_with("materialized")
     total = select(func.count()).select_from(few).scalar_subquery()
     page = paged(_in_order(few, limits, query, after).where(total < COUNTED), query, after).subquery("page")
     both: Rows = select(total.label("total"), page.c.id, page.c.key).select_from(
         select(1).subquery().outerjoin(page, literal(True))
     )
-    rows = connection.execute(both.order_by(page.c.key.nulls_last(), page.c.id)).all()
-    if rows[0].total < COUNTED:
-        return rows[0].total, [row for row in rows if row.id is not None]
-    if query.sort == "next_slot" and (after is None or after[0] is not None):
-        rows = connection.execute(paged(_walk(limits, wanted, query, after), query, after)).all()
-        if len(rows) > query.page_size:
-            return COUNTED, rows
-    return COUNTED, connection.execute(paged(_in_order(doctors, limits, query, after).where(wanted), query, after)).all()
+    return both.order_by(page.c.key.nulls_last(), page.c.id)
+
+
+@_alike
+def _walked(limits: Limits, query: SearchQuery, after: Any) -> Rows:
+    return paged(_walk(limits, _wanted(limits, query), query, after), query, after)
+
+
+@_alike
+def _many(limits: Limits, query: SearchQuery, after: Any) -> Rows:
+    return paged(_in_order(DoctorRecord.__table__, limits, query, after).where(_wanted(limits, query)), query, after)
 
 
 def _in_order(doctors: FromClause, limits: Limits, query: SearchQuery, after: Any) -> Rows:
