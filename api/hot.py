@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from email.utils import formatdate
 from functools import cache, lru_cache
 from time import perf_counter, time
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import structlog
 from flask import Flask, Request
@@ -48,13 +48,13 @@ _PATHS: Final = re.compile(
     rf"|commands/(?P<command>{_ID})|appointments/(?P<appointment>{_ID})|(?P<appointments>appointments))"
 )
 _QUERIES: Final = 1024  # remembered as read, in each process
+_PAGES: Final = 256  # of searches, remembered as put together
 
 _lines = logging.getLogger(__name__)
 _log = structlog.get_logger()
 
 
-@dataclass(frozen=True, slots=True)
-class _Asked:
+class _Asked(NamedTuple):
     """What is asked of a route: the id in its path, its query, and who asks, where that matters."""
 
     used: Services
@@ -85,6 +85,7 @@ class HotReads:
             self._standing.append(("Strict-Transport-Security", HSTS))
         if settings.cors_origins:
             self._standing.append(("Vary", "Origin"))
+        self._pages: dict[tuple[str, ...], Ready] = {}
         self._searched = lru_cache(_QUERIES)(lambda query: directory.at_search(settings, _read_query(DoctorQuery, query)))
         self._reads = {
             "doctor": _Read("/api/v1/doctors/<uuid:doctor_id>", Anyone, _at_doctor),
@@ -139,13 +140,19 @@ class HotReads:
         return wanted
 
     def _page(self, asked: _Asked, listed: Ready) -> Ready | None:
-        page = json.loads(listed[1])
-        cards = asked.used.cache.at_hand(directory.at_cards(page))
+        cards = asked.used.cache.at_hand(_at_cards(listed[1]))
         if cards is None:
             return None
-        query: SearchQuery = self._searched(asked.query)[0]
-        body = directory.page_body(query, page, [card for _, card in cards])
-        return etag(body), body
+        parts = (asked.query, listed[0], *[tag for tag, _ in cards])  # which make the page what it is
+        page = self._pages.get(parts)
+        if page is None:
+            query: SearchQuery = self._searched(asked.query)[0]
+            body = directory.page_body(query, json.loads(listed[1]), [card for _, card in cards])
+            page = etag(body), body
+            if len(self._pages) >= _PAGES:
+                self._pages.clear()
+            self._pages[parts] = page
+        return page
 
 
 def _is_plain(environ: WSGIEnvironment) -> bool:
@@ -236,6 +243,11 @@ def _at_appointments(asked: _Asked) -> Wanted:
 def _read_query(schema: type[Schema], query: str) -> Any:
     """What a query says, read as the route reads it. Raises Invalid."""
     return Blueprint.ARGUMENTS_PARSER.parse(schema(), Request({"QUERY_STRING": query}), location="query")
+
+
+@lru_cache(_PAGES)
+def _at_cards(listed: bytes) -> list[Wanted]:
+    return directory.at_cards(json.loads(listed))
 
 
 @cache

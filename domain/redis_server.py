@@ -169,7 +169,9 @@ class _Line:
         """So many replies, by the deadline. Raises RedisError or OSError."""
         self._socket.settimeout(max(deadline - time.monotonic(), _LEAST_SECONDS))
         try:
-            self._socket.sendall(question)
+            sent = self._socket.send(question)  # all of it, as a rule, and cheaper than `sendall`
+            if sent < len(question):
+                self._socket.sendall(question[sent:])
             received = self._receive()
         except (BrokenPipeError, ConnectionResetError):
             received = b""
