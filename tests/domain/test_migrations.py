@@ -6,12 +6,14 @@ import base64
 import secrets
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from sqlalchemy import Engine, create_engine, inspect, text
+from sqlalchemy.exc import SQLAlchemyError
 
 from domain.migrations import downgrade, is_ready, upgrade
 from domain.model import Base
@@ -61,6 +63,51 @@ def test_whoever_waits_for_the_schema_sees_an_empty_one_a_new_one_and_a_newer_on
     with empty_database.begin() as connection:
         connection.execute(text("delete from alembic_version"))
     assert not is_ready(url)
+
+
+NOTICE = text(
+    "insert into notices (id, person_id, kind, due_at, next_try_at)"
+    " select uuidv7(), id, 'password_changed', now(), now() from people where role = 'system'"
+)
+INDEXES = text("select count(*), count(*) filter (where indisvalid) from pg_index where indrelid = 'notices'::regclass")
+
+
+def test_indexes_are_built_while_others_write_and_an_interrupted_one_anew(empty_database: Engine) -> None:
+    url = empty_database.url.render_as_string(hide_password=False)
+    upgrade(url, "0002")
+    with empty_database.begin() as connection:
+        before = connection.execute(INDEXES).one()
+
+    def interrupted() -> None:
+        with pytest.raises(SQLAlchemyError):
+            upgrade(url)
+
+    builder = threading.Thread(target=interrupted)
+    with empty_database.connect() as writer:
+        writer.execute(NOTICE)
+        builder.start()
+        while _building(empty_database) is None:
+            assert builder.is_alive()
+        with empty_database.begin() as other:
+            other.execute(text("set local lock_timeout = '1s'"))
+            other.execute(NOTICE)
+        with empty_database.begin() as connection:
+            connection.execute(text("select pg_terminate_backend(:pid)"), {"pid": _building(empty_database)})
+    builder.join()
+    with empty_database.begin() as connection:
+        assert tuple(connection.execute(INDEXES).one()) == (before[0] + 1, before[0]), "one that is not valid"
+    upgrade(url)
+    with empty_database.begin() as connection:
+        assert tuple(connection.execute(INDEXES).one()) == (before[0] + 1, before[0] + 1)
+
+
+def _building(engine: Engine) -> int | None:
+    """The process that builds an index on the notices and waits for somebody's transaction."""
+    waiting = (
+        "select pid from pg_stat_activity where wait_event = 'virtualxid' and query ilike 'create index concurrently%notices%'"
+    )
+    with engine.begin() as connection:
+        return connection.execute(text(waiting)).scalar_one_or_none()
 
 
 def _sqlalchemy(url: str) -> str:

@@ -1,9 +1,4 @@
-"""Room for what has had its time, and indexes by which what is due, or asked for, is found without reading all that is not.
-
-The indexes are built while the version before goes on writing. That version archives commands without their keys and answers.
-"""
-
-from typing import Any
+"""Room for what has had its time. The version before goes on archiving commands, without their keys and answers."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -16,13 +11,6 @@ depends_on = None
 
 # By default a fifth of a table may be dead before it is vacuumed: of these, whose rows all change soon, that is too much.
 CHANGING = ("appointments", "batches", "commands", "notices", "slots")
-INDEXES = (
-    "ix_appointments_doctor_id_status",
-    "ix_availabilities_extended_on",
-    "ix_notices_settled",
-    "ix_sessions_over",
-    "uq_archived_commands_idempotency",
-)
 VACUUM = ("autovacuum_vacuum_scale_factor", "autovacuum_analyze_scale_factor")
 
 
@@ -55,36 +43,11 @@ def upgrade() -> None:
     settings = ", ".join(f"{name} = 0.02" for name in VACUUM)
     for table in CHANGING:
         op.execute(f"alter table {table} set ({settings})")
-    _build(
-        "uq_archived_commands_idempotency",
-        "archived_commands",
-        ["actor_id", "key_hash"],
-        unique=True,
-        postgresql_where=sa.text("key_hash is not null"),
-    )
-    _build("ix_appointments_doctor_id_status", "appointments", ["doctor_id", "status", "starts_at", "id"])
-    _build("ix_availabilities_extended_on", "availabilities", ["extended_on", "doctor_id"])
-    _build(
-        "ix_notices_settled",
-        "notices",
-        [sa.text("coalesce(sent_at, dropped_at)")],
-        postgresql_where=sa.text("sent_at is not null or dropped_at is not null"),
-    )
-    _build("ix_sessions_over", "sessions", [sa.text("coalesce(revoked_at, expires_at)")])
 
 
 def downgrade() -> None:
-    for index in INDEXES:
-        op.drop_index(index)
     for table in CHANGING:
         op.execute(f"alter table {table} reset ({', '.join(VACUUM)})")
     op.drop_table("archived_notices")
     for column in ("request_hash", "key_hash", "result", "error_detail"):
         op.drop_column("archived_commands", column)
-
-
-def _build(name: str, table: str, columns: list[Any], **options: Any) -> None:
-    """Build an index without keeping writers out; what an earlier attempt left unfinished goes first."""
-    with op.get_context().autocommit_block():
-        op.drop_index(name, table, if_exists=True, postgresql_concurrently=True)
-        op.create_index(name, table, columns, postgresql_concurrently=True, **options)
