@@ -21,7 +21,7 @@ def main() -> int:
     state = Path(os.environ.get("STATE_DIR") or ".state")
     stack = running_stack(state)
     if stack is None:
-        return _fail(f"No stack runs in {state}: bring one up with `make up`, or set STATE_DIR to that of another one.")
+        return _fail(f"No stack runs in {state}: bring it up with `make up`, or set STATE_DIR to that of another one.")
     told = state / RESTARTS
     told.unlink(missing_ok=True)
     os.kill(stack, signal.SIGUSR2)

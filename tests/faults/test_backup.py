@@ -7,7 +7,7 @@ import json
 import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -23,7 +23,7 @@ from domain.cache import Cache
 from domain.commands import Book, Erase
 from domain.lanes import Drainer
 from domain.settings import Settings, load
-from local import archive
+from local import archive, restart
 from local.backup import Base, backup, main
 from local.servers import Broker, Postgres, write_secret
 from local.servers import Cache as CacheServer
@@ -225,6 +225,17 @@ def test_what_cannot_be_brought_back_is_one_clear_line_and_touches_nothing(make:
     assert make.restore(state, "--at", "2026-11-24T09:00:00")[0] == 2  # of which time zone?
     assert Base.all(state / "backup") == [Base(base, datetime(2026, 11, 24, 12, tzinfo=UTC))]
     assert sorted(each.name for each in state.iterdir()) == ["backup", "lock", "secrets.json"]
+
+
+@pytest.mark.parametrize("ask", [lambda: main(["backup"]), restart.main])
+def test_without_a_stack_there_is_nothing_to_back_up_or_restart(
+    ask: Callable[[], int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "lock").write_text(str(os.getpid()))  # left by one that has ended
+    monkeypatch.setenv("STATE_DIR", str(tmp_path))
+    assert ask() == 1
+    told = capsys.readouterr().err
+    assert told == f"No stack runs in {tmp_path}: bring it up with `make up`, or set STATE_DIR to that of another one.\n"
 
 
 def test_a_piece_of_the_log_is_kept_once_and_never_replaced(tmp_path: Path) -> None:
