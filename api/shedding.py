@@ -142,7 +142,8 @@ class Door:
             return None
         if lowered.count(b"content-length") != (length is not None) or len(body) != int(length[1] if length else 0):
             return None
-        return Asked(head, lowered, self._reads if line["read"] else self._others, b"\r\nprefer:" in lowered)
+        held = head.startswith(b"GET /api/v1/commands/") and b"\r\nprefer:" in lowered
+        return Asked(head, lowered, self._reads if line["read"] else self._others, held)
 
     def refusal(self, asked: Asked) -> bytes:
         """The whole answer to whoever is turned away."""

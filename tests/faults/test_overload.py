@@ -123,12 +123,14 @@ def test_what_is_not_surely_one_whole_request_of_those_that_are_shed_is_left_to_
 
 def test_reads_and_commands_have_seats_of_their_own_and_who_only_waits_needs_none(door: Door) -> None:
     read, command = door.see(GET + b"\r\n"), door.see(POST + b"Content-Length: 2\r\n\r\n{}")
-    held = door.see(GET + b"Prefer: wait=20\r\n\r\n")
+    held = door.see(b"GET /api/v1/commands/7 HTTP/1.1\r\nHost: a\r\nPrefer: wait=20\r\n\r\n")
+    unheld = door.see(GET + b"Prefer: wait=20\r\n\r\n")
     assert read is not None
     assert command is not None
     assert held is not None
+    assert unheld is not None
     assert read.room is not command.room
-    assert (read.held, held.held) == (False, True)
+    assert (read.held, held.held, unheld.held) == (False, True, False)
 
 
 def test_a_refusal_is_the_problem_document_that_the_application_would_answer_with(settings: Settings) -> None:
