@@ -259,10 +259,11 @@ def _refuse_unconfirmed() -> None:
     if not services().settings.limits.confirm_email:
         return
     with services().reads.connect() as connection:
-        confirmed = connection.execute(
-            text("select email_confirmed_at is not null from people where id = :id"), {"id": current().id}
-        ).scalar_one()
+        confirmed = connection.execute(_CONFIRMED, {"id": current().id}).scalar_one()
     if not confirmed:
         raise NotAllowed(
             "Confirme seu e-mail antes de agendar. / Confirm your e-mail before booking.", code="email_not_confirmed"
         )
+
+
+_CONFIRMED: Final = text("select email_confirmed_at is not null from people where id = :id")
