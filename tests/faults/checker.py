@@ -109,7 +109,7 @@ def judge(
     nor judged.
     """
     deadline = time.monotonic() + patience
-    while not _is_at_rest(engine, mail is not None) and time.monotonic() < deadline:
+    while not is_at_rest(engine, mail is not None) and time.monotonic() < deadline:
         time.sleep(0.1)
     ahead, drift = history.clock()
     kept = read(engine)
@@ -539,7 +539,8 @@ def _instant(written: str) -> str:
     return written.replace("+00:00", "Z")
 
 
-def _is_at_rest(engine: Engine, told: bool) -> bool:
+def is_at_rest(engine: Engine, told: bool) -> bool:
+    """Whether nothing waits: no command, no batch and, if everybody is to be `told`, no notice that is due."""
     with engine.connect() as connection:
         return bool(connection.execute(_AT_REST, {"told": told}).scalar_one())
 

@@ -10,7 +10,8 @@ from functools import partial
 from typing import Final
 
 from local.servers import Server
-from tests.faults.ground import Ground
+from tests.faults.checker import is_at_rest
+from tests.faults.ground import Ground, until
 from tests.faults.matrix.rows import row
 from tests.faults.matrix.workers import duplicated
 
@@ -179,7 +180,7 @@ for _server in ("broker", "cache", "database"):
 def chaos(ground: Ground) -> None:
     plan = planned(ground.seed, ground.long(600, least=25))
     active: dict[str, AbstractContextManager[object]] = {}
-    with ground.load(rate=60, patience=300) as run:  # a mail that met more than one fault is tried again after minutes
+    with ground.load(rate=60) as run:
         begun = time.monotonic()
         for at, name, begins in plan:
             time.sleep(max(0.0, begun + at - time.monotonic()))
@@ -191,6 +192,7 @@ def chaos(ground: Ground) -> None:
                 active.pop(name).__exit__(None, None, None)
         healed = ground.stack.superuser("select clock_timestamp()::text")[0][0]
         time.sleep(1)
+    until(lambda: is_at_rest(ground.stack.engine, told=True), 300)  # a mail that met several faults is tried again after minutes
     waited = (
         "select coalesce(max(extract(epoch from decided_at - %s::timestamptz)), 0)::float from commands where received_at < %s"
     )
@@ -208,7 +210,7 @@ def planned(seed: int, seconds: float) -> list[tuple[float, str, bool]]:
     while (at := at + chance.uniform(0.2, 3)) < seconds:
         name, end = chance.choice(sorted(HARMS)), min(at + chance.uniform(0.2, 8), seconds)
         thing = name.split()[0]
-        if busy.get(thing, 0) < at and sum(until > at for until in busy.values()) < 3:
+        if busy.get(thing, 0) < at and sum(over > at for over in busy.values()) < 3:
             busy[thing] = end
             steps += [(at, name, True), (end, name, False)]
     return sorted(steps)
