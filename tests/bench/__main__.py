@@ -20,7 +20,9 @@ from domain.commands import Book
 from domain.settings import Settings, load
 from local.servers import Broker, Postgres
 from local.servers import Cache as CacheServer
+from tests.bench.commands import print_commands
 from tests.bench.directory import FEW, MANY, searched
+from tests.bench.http import print_reads
 from tests.bench.protection import booked_per_second
 from tests.rows import add_doctor, add_person, add_slot, send, tomorrow
 
@@ -125,6 +127,8 @@ def main() -> None:
                     "booked, without": unprotected,
                 }
             )
+        print_reads(bench.settings)
+        print(flush=True)
     print(f"{'each second, median of ' + str(ROUNDS) + ' rounds':44}{'':>10}")
     for name in rounds[0]:
         print(f"  {name:42}{median(each[name] for each in rounds):>10,.0f}")
@@ -135,6 +139,8 @@ def main() -> None:
     print(f"\n{f'search, ms (p95), among {FEW} and {MANY} doctors':48}{'few':>8}{'many':>8}{'ratio':>7}  target")
     for name, few, many in searched(bench.settings):
         print(f"  {name:46}{few * 1000:>8.1f}{many * 1000:>8.1f}{many / few:>7.2f}  at most 3", flush=True)
+    print()
+    print_commands()
 
 
 RATIOS: list[tuple[str, str, str, float | None]] = [
