@@ -29,7 +29,6 @@ class Proxy:
         self.port = free_port()
         self._writers: set[asyncio.StreamWriter] = set()
         self._delay = 0.0
-        self._rate = 0.0
         self._cut_after = 0
         self._lose_every = 0
         self._replies = itertools.count(1)
@@ -40,7 +39,7 @@ class Proxy:
 
     def heal(self) -> None:
         """Do no harm any more."""
-        self._delay = self._rate = 0.0
+        self._delay = 0.0
         self._cut_after = self._lose_every = 0
         self._do(self._listen())
         _loop.call_soon_threadsafe(self._open.set)
@@ -48,10 +47,6 @@ class Proxy:
     def delay(self, seconds: float) -> None:
         """Hand on everything so much later, in both directions."""
         self._delay = seconds
-
-    def slow(self, bytes_per_second: float) -> None:
-        """Hand on no more than so much on one connection."""
-        self._rate = bytes_per_second
 
     def swallow(self) -> None:
         """Be a black hole: connections stay open, new ones are taken, and nothing passes."""
@@ -123,8 +118,6 @@ class Proxy:
             while chunk := await reader.read(CHUNK):
                 if self._delay:
                     await asyncio.sleep(self._delay)
-                if self._rate:
-                    await asyncio.sleep(len(chunk) / self._rate)
                 await self._open.wait()
                 passed += len(chunk)
                 if replies and self._loses(passed):
