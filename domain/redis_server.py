@@ -90,6 +90,8 @@ class RedisServer:
 
     def insist(self, commands: Sequence[Command], seconds: float) -> list[Any]:
         """The replies to one round trip of commands, asked even if the last time was in vain. Raises RedisError or OSError."""
+        if not commands:
+            return []
         deadline = time.monotonic() + seconds
         self._seats.take(max(seconds, _LEAST_SECONDS))
         try:
