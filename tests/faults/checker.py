@@ -331,6 +331,7 @@ class _Holding:
     kept: Kept
     broken: list[Violation]
     slot_of: dict[str, str] = field(default_factory=dict)  # of each active appointment
+    of_person: defaultdict[str, set[str]] = field(default_factory=lambda: defaultdict(set))  # those, of each patient and doctor
     done: Counter[str] = field(default_factory=Counter)  # steps of each appointment
 
     def step(self, command: KeptCommand, appointment: str, number: int) -> Iterator[tuple[str, bool]]:
@@ -341,29 +342,36 @@ class _Holding:
         if number != self.done[appointment] or status not in LEGAL.get(before, ()):
             self._break("an illegal transition", f"{appointment} from {before} to {status} by {command.kind} {command.id}")
         self.done[appointment] += 1
-        held = self.slot_of.pop(appointment, None)
+        held = self.slot_of.get(appointment)
         if held is not None and (status in ENDED or command.kind == "reschedule"):
+            self._let_go(appointment)
             yield held, True
-            held = None
         if command.kind in ("book", "reschedule") and command.slot is not None:
-            held = command.slot
-            self._hold(appointment, held)
-            yield held, False
-        if held is not None:
-            self.slot_of[appointment] = held
+            self._hold(appointment, command.slot)
+            yield command.slot, False
+
+    def _let_go(self, appointment: str) -> None:
+        del self.slot_of[appointment]
+        for person in self.kept.people[appointment]:
+            self.of_person[person].discard(appointment)
 
     def _hold(self, appointment: str, slot: str) -> None:
         patient, doctor = self.kept.people[appointment]
-        mine = self.kept.slots[slot]
-        for other, taken in self.slot_of.items():
-            theirs = self.kept.slots[taken]
-            if taken == slot:
+        for other in self.of_person[doctor]:
+            if self.slot_of[other] == slot:
                 self._break("a slot had two active appointments at a time", f"{slot}: {other} and {appointment}")
-            elif theirs.starts_at < mine.ends_at and mine.starts_at < theirs.ends_at:
-                if self.kept.people[other][0] == patient:
-                    self._break("a patient was in two places at a time", f"{patient}: {other} and {appointment}")
-                if self.kept.people[other][1] == doctor:
-                    self._break("a doctor was in two places at a time", f"{doctor}: {other} and {appointment}")
+            elif self._meet(self.slot_of[other], slot):
+                self._break("a doctor was in two places at a time", f"{doctor}: {other} and {appointment}")
+        for other in self.of_person[patient]:
+            if self.slot_of[other] != slot and self._meet(self.slot_of[other], slot):
+                self._break("a patient was in two places at a time", f"{patient}: {other} and {appointment}")
+        self.slot_of[appointment] = slot
+        for person in (patient, doctor):
+            self.of_person[person].add(appointment)
+
+    def _meet(self, one: str, other: str) -> bool:
+        first, second = self.kept.slots[one], self.kept.slots[other]
+        return first.starts_at < second.ends_at and second.starts_at < first.ends_at
 
     def _break(self, promise: str, case: str) -> None:
         self.broken.append(Violation(promise, case))
