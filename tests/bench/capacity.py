@@ -18,6 +18,7 @@ MIB, GIB = 2**20, 2**30
 
 # Each input: its value, what it is, and where it comes from.
 LOAD = "`make load USERS=2000 SECONDS=60`"
+REST = "PSS (`/proc/PID/smaps_rollup`) of a local stack at rest"
 ROWS = "`make growth`, *What a row takes*"
 MEASURED: Final[Mapping[str, tuple[float, str, str]]] = {
     "requests": (0.0367, "requests of one person, a second (something every 30 s, following what it asked for)", LOAD),
@@ -27,9 +28,9 @@ MEASURED: Final[Mapping[str, tuple[float, str, str]]] = {
     "booking": (0.40, "booking workers", LOAD),
     "notifications": (0.91, "notification workers", LOAD),
     "redis": (0.19, "both Redis servers", LOAD),
-    "api_process": (110, "MiB of one API process", LOAD),
-    "connection": (0.016, "MiB of one open connection", "DESIGN.md's trial: 18,000 in 320 MiB"),
-    "worker": (75, "MiB of one worker process, its parent's share included", LOAD),
+    "api_process": (97, "MiB of one API process, its parent's share included", REST),
+    "connection": (0.02, "MiB of one open connection", "`make load`: our processes with 20,000 connections beside 2,000"),
+    "worker": (85, "MiB of one worker process, its parent's share included", REST),
     "person": (900, "bytes of a person, with key and session", ROWS),
     "slot": (395, "bytes of a slot", ROWS),
     "appointment": (601, "bytes of an appointment", ROWS),
