@@ -34,6 +34,7 @@ def killed_at_points(ground: Ground) -> None:
             for point in points:
                 kills += kill_at(ground, name, point, ground.many(20))
             ground.stack.restart(name)
+        ground.note("all decided after the last of them", until(lambda: not ground.overdue()), "s", most=10)
     ground.note("kills", kills)
     ground.note_decisions(run, p99=None, most=None)  # there is hardly a worker left to decide anything
     ground.note("5xx or no answer", run.unanswered(), most=0)
