@@ -19,6 +19,7 @@ from tests.load.wire import Answer, Lost, Wire, request
 
 DECIDED_WITHIN: Final = 60.0  # a command that is not decided by then is an error
 WAIT: Final = 10  # seconds, as clients who wait say in `Prefer`
+LONGEST_PAUSE: Final = 20.0  # before somebody who was told to come back does so
 REMEMBERED: Final = 4  # paths of which a client keeps the ETag
 
 READ, ACKNOWLEDGED, DECIDED, ANSWERED, SHED = "read", "acknowledged", "decided", "answered", "shed"
@@ -89,10 +90,15 @@ class Person:
             due += self.busy + self.chance.expovariate(1 / think)
 
     async def ask(self, asked: bytes) -> Answer:
-        """The answer to a request; who is told to come back (503 with Retry-After) does so, and that is counted. Raises Lost."""
+        """The answer to a request; who is told to come back (503 with Retry-After) does so, and that is counted. Raises Lost.
+
+        Later each time, or those who come back would themselves be the load that keeps the rest away.
+        """
+        times = 0
         while (answer := await self.wire.ask(asked)).status == 503 and (pause := answer.header(b"retry-after")):
             self.tally.counts[SHED] += 1
-            await asyncio.sleep(float(pause) * self.chance.uniform(0.5, 1.5))
+            times += 1
+            await asyncio.sleep(min(float(pause) * times, LONGEST_PAUSE) * self.chance.uniform(0.5, 1.5))
         return answer
 
     async def read(self, what: str, path: str, due: float | None = None) -> Answer | None:
@@ -214,7 +220,7 @@ class Person:
         decided = await self.command("book", "/appointments", {"slot_id": self.chance.choice(slots)})
         if decided is not None and decided["status"] == "succeeded":
             self.theirs = [*self.theirs[-3:], decided["appointment_id"]]
-            await self.must_show(decided["appointment_id"], "requested", "accepted", "refused")
+            await self.must_show(decided["appointment_id"], "requested", "accepted", "refused", "cancelled")
 
     async def cancel(self, due: float) -> None:
         """Cancel the oldest appointment that one knows of; look at the list while there is none."""

@@ -38,7 +38,6 @@ def test_everybody_is_served_and_ten_of_all_get_the_ten_slots(stack: FaultStack)
 
     seen = scenes.stay(stack.base_url, people, ramp=2.0, seconds=5.0, think=4.0)
     assert not seen.errors
-    assert seen.counts["open"] == DOCTORS + PATIENTS
     assert len(seen.seconds[READ]) > 100
     assert seen.counts[ACKNOWLEDGED] == seen.counts[DECIDED] > 0
 
