@@ -27,8 +27,8 @@ BOOKING_POINTS: Final = {
     "finished, task not acknowledged": ("domain.lanes", "Drainer.drain", "after"),
 }
 API_POINTS: Final = {
-    "stored, not committed": ("domain.inbox", "send", "after"),
-    "committed, nobody told": ("api.commands", "wake", "before"),
+    "asked, not stored": ("domain.inbox", "send", "before"),
+    "stored, nobody told": ("domain.inbox", "send", "after"),
     "lane handed to the sender, not answered": ("api.commands", "wake", "after"),
 }
 MAIL_POINTS: Final = {"mail sent, not noted": ("workers.mail", "Courier.send", "after")}
