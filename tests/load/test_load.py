@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -20,6 +20,8 @@ from tests.load.people import ACKNOWLEDGED, ANSWERED, DECIDED, READ, Tally
 from tests.load.wire import Lost, Wire, request
 
 DOCTORS, PATIENTS = 10, 290
+Serve = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
+
 pytestmark = pytest.mark.timeout(180)
 
 
@@ -59,7 +61,7 @@ def test_what_is_wrong_is_told() -> None:
     """A server that knows nobody: each request comes to nothing, and each is counted."""
 
     async def unwilling(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        while await _request(reader, writer):
+        while await _request(reader):
             body = json.dumps({"code": "not_authenticated"}).encode()
             writer.write(b"HTTP/1.1 401 Unauthorized\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body))
 
@@ -70,9 +72,8 @@ def test_what_is_wrong_is_told() -> None:
 
 def test_an_answer_that_breaks_off_is_told() -> None:
     async def breaking(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await _request(reader, writer)
+        await _request(reader)
         writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n{")
-        writer.close()
 
     assert all("the answer broke off" in each for each in _against(breaking).errors)
 
@@ -87,13 +88,11 @@ def test_a_request_that_finds_its_connection_closed_is_sent_again() -> None:
             await reader.readuntil(b"\r\n\r\n")
             if connections > 1:
                 writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}")
-            writer.close()
 
-        async with await asyncio.start_server(forgetful, "127.0.0.1", 0) as server:
+        async with await _server(forgetful) as server:
             wire = Wire(*server.sockets[0].getsockname())
             answer = await wire.ask(request("GET", "/me"))
             wire.close()
-            await asyncio.sleep(0.05)
             return [answer.body], wire.sent
 
     assert asyncio.run(ask()) == ([b"{}"], 2)
@@ -102,17 +101,16 @@ def test_a_request_that_finds_its_connection_closed_is_sent_again() -> None:
 def test_an_answer_may_come_in_pieces() -> None:
     async def ask() -> bytes:
         async def slow(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-            await reader.readuntil(b"\r\n\r\n")
+            await _request(reader)
             for byte in b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nabc":
                 writer.write(bytes([byte]))
                 await writer.drain()
                 await asyncio.sleep(0)
 
-        async with await asyncio.start_server(slow, "127.0.0.1", 0) as server:
+        async with await _server(slow) as server:
             wire = Wire(*server.sockets[0].getsockname())
             answer = await wire.ask(request("GET", "/me"))
             wire.close()
-            await asyncio.sleep(0.05)
             return answer.body
 
     assert asyncio.run(ask()) == b"abc"
@@ -121,16 +119,15 @@ def test_an_answer_may_come_in_pieces() -> None:
 def test_a_server_that_says_nothing_is_given_up() -> None:
     async def ask() -> None:
         async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-            while await _request(reader, writer):
+            while await _request(reader):
                 pass
 
-        async with await asyncio.start_server(silent, "127.0.0.1", 0) as server:
+        async with await _server(silent) as server:
             wire = Wire(*server.sockets[0].getsockname())
             try:
                 await wire.ask(request("GET", "/me"), seconds=0.1)
             finally:
                 wire.close()
-                await asyncio.sleep(0.05)
 
     with pytest.raises(Lost, match="no answer in time"):
         asyncio.run(ask())
@@ -140,7 +137,7 @@ def test_what_comes_late_is_timed_from_when_it_was_due() -> None:
     """Each answer takes half a second, and something is due every tenth: what has to wait for the ones before it counts that."""
 
     async def halting(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        while await _request(reader, writer):
+        while await _request(reader):
             await asyncio.sleep(0.5)
             writer.write(b'HTTP/1.1 200 OK\r\nContent-Length: 26\r\n\r\n{"days": [], "items": []}  ')
 
@@ -148,25 +145,34 @@ def test_what_comes_late_is_timed_from_when_it_was_due() -> None:
     assert scenes.percentile(seen.seconds[READ], 100) > 1.0
 
 
-async def _request(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bytes:
+async def _server(serve: Serve) -> asyncio.Server:
+    """A server that does as told, on a port of its own, and hangs up in the end."""
+
+    async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            await serve(reader, writer)
+        finally:
+            writer.close()
+
+    return await asyncio.start_server(connected, "127.0.0.1", 0)
+
+
+async def _request(reader: asyncio.StreamReader) -> bytes:
     """The next request; nothing once the client has hung up."""
     try:
         return await reader.readuntil(b"\r\n\r\n")
     except (asyncio.IncompleteReadError, ConnectionResetError):
-        writer.close()
         return b""
 
 
-def _against(serve: object, think: float = 0.3) -> Tally:
+def _against(serve: Serve, think: float = 0.3) -> Tally:
     """What a patient sees of a server that does as told."""
 
     async def both() -> Tally:
-        async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:  # type: ignore[arg-type]
+        async with await _server(serve) as server:
             port = server.sockets[0].getsockname()[1]
             member = crowd.Member("0", "token")
             people = Crowd((member,), (member,))
-            seen = await asyncio.to_thread(scenes.stay, f"http://127.0.0.1:{port}", people, ramp=0.0, seconds=1.0, think=think)
-            await asyncio.sleep(0.05)
-            return seen
+            return await asyncio.to_thread(scenes.stay, f"http://127.0.0.1:{port}", people, ramp=0.0, seconds=1.0, think=think)
 
     return asyncio.run(both())
