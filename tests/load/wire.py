@@ -1,6 +1,7 @@
 """One keep-alive connection of a client: HTTP/1.1 over asyncio, and no more of it than the load needs.
 
-Twenty thousand of them share half of two cores: an answer costs some 60 µs here and 400 to 1,000 in a library for HTTP.
+Twenty thousand of them live on what two cores have left: an answer costs 44 µs of CPU here, and 820 in `requests`, which locust
+stands on.
 """
 
 from __future__ import annotations
