@@ -19,7 +19,7 @@ import pytest
 from uuid_utils.compat import uuid7
 
 from domain import sessions, tokens
-from domain.cache import Cache, changing
+from domain.cache import Cache, Filled, changing
 from domain.schedule import Role
 from domain.tokens import Claims, Type
 from local.servers import free_port
@@ -152,6 +152,19 @@ def test_a_session_that_ended_reads_nothing_more(
         sessions.end_all(change, patient.id)
     assert not hot(path, patient)
     assert clinic.get(path, patient).status_code == 401
+
+
+def test_a_session_that_outlives_the_data_of_its_person_reads_no_appointment(
+    clinic: Clinic, patient: Someone, booked: dict[str, Any], hot: Callable[..., bool]
+) -> None:
+    path = f"/appointments/{booked['appointment_id']}"
+    assert hot(path, patient)
+    (session_id,) = clinic.all("select id from sessions where person_id = :id", id=patient.id)
+    with changing(clinic.services.engine, clinic.services.cache) as change:
+        change.touch(sessions.scope(session_id))
+    clinic.services.cache.read(*sessions.standing(session_id), lambda _: Filled(sessions.ERASED))
+    assert clinic.get(path, patient).status_code == 401
+    assert not hot(path, patient)
 
 
 def test_while_the_cache_is_out_of_use_it_answers_nothing(
