@@ -51,7 +51,7 @@ def test_many_commands_in_many_lanes_make_one_task_while_no_worker_takes_it(send
         sender.wake(3)
         sender.wake(4)
     with redis.Redis.from_url(broker.url) as client:
-        until(lambda: client.scard(WAITING) == 2)
+        until(lambda: client.scard(WAITING) == 2 and sender.waiting(BOOKING) >= 1)
         until(lambda: not sender._waiting)
         assert sender.waiting(BOOKING) == 1
         assert 0 < client.ttl(WAITING) <= 5  # like a flag: lost with its task, it keeps nobody asleep for longer
