@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any, Final
 
@@ -76,19 +78,23 @@ class QoS(kombu.transport.redis.QoS):
     """
 
     def ack(self, delivery_tag: str) -> None:
-        """Acknowledge a message. Raises what the broker's client raises."""
-        try:
+        """Acknowledge a message. Raises one of the connection's errors."""
+        with self._giving_up(delivery_tag):
             super().ack(delivery_tag)
-        except Exception:
-            self._quick_ack(delivery_tag)
-            raise
 
     def reject(self, delivery_tag: str, requeue: bool = False) -> None:
-        """Give a message back, or away. Raises what the broker's client raises."""
-        try:
+        """Give a message back, or away. Raises one of the connection's errors."""
+        with self._giving_up(delivery_tag):
             super().reject(delivery_tag, requeue=requeue)
-        except Exception:
+
+    @contextmanager
+    def _giving_up(self, delivery_tag: str) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:
             self._quick_ack(delivery_tag)
+            if isinstance(error, AttributeError):  # what kombu makes of a channel that was closed meanwhile
+                raise ConnectionResetError("the connection that brought the message is gone") from error
             raise
 
     def restore_unacked(self, client: Any = None) -> None:

@@ -41,6 +41,18 @@ def test_what_cannot_be_given_back_to_a_lost_broker_is_given_up(broker: Broker, 
         assert qos.can_consume()
 
 
+def test_a_message_of_a_channel_that_was_closed_is_a_lost_connection_and_nothing_worse(connection: Connection) -> None:
+    with listening(connection) as received:
+        connection.drain_events(timeout=2)
+        qos, tag = received[0].channel.qos, received[0].delivery_tag
+        received[0].channel.close()
+        received[0].channel._disconnect_pools()
+        with pytest.raises(connection.connection_errors):
+            qos.ack(tag)
+        with pytest.raises(connection.connection_errors):
+            qos.reject(tag, requeue=True)
+
+
 @pytest.mark.parametrize("poison", ["{", "null", "[]", '{"body": 1}', b"\x00\xff", '{"body": "x", "properties": {}}'])
 def test_what_is_no_message_is_passed_over(broker: Broker, connection: Connection, poison: str | bytes) -> None:
     with Redis.from_url(broker.url) as client, listening(connection) as received:
