@@ -10,12 +10,13 @@ RUN python -m venv /opt/healthmed \
     && /opt/healthmed/bin/python -m pip uninstall --quiet --yes pip setuptools \
     # Tests, sources of extensions and what they were compiled with: nothing of it is ever imported.
     && find /opt/healthmed -depth \( -path '*/gevent/tests' -o -path '*/greenlet/tests' -o -name '*.pyx' -o -name '*.pxd' \
-        -o -name '*.c' -o -name '*.h' -o -name '__pycache__' \) -exec rm -r {} +
+        -o -name '*.c' -o -name '*.h' \) -exec rm -r {} + \
+    # The root is read-only when it runs, so the bytecode is written now; by content, as layers don't keep the time well.
+    && python -m compileall -q -j 0 --invalidation-mode unchecked-hash /opt/healthmed/lib
 COPY api /srv/healthmed/api
 COPY domain /srv/healthmed/domain
 COPY workers /srv/healthmed/workers
-# The root is read-only when it runs, so the bytecode is written now; by content, as layers don't keep the time well.
-RUN python -m compileall -q -j 0 --invalidation-mode unchecked-hash /opt/healthmed/lib /srv/healthmed
+RUN python -m compileall -q --invalidation-mode unchecked-hash /srv/healthmed
 
 FROM base AS healthmed
 LABEL org.opencontainers.image.title="Health&Med" \
