@@ -9,11 +9,11 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections import OrderedDict
-from collections.abc import Mapping
+from collections import deque
+from collections.abc import Callable, Mapping
+from math import ceil
 from typing import Final
 
-from gevent.event import Event
 from uuid_utils.compat import uuid7
 
 from api.app import EXPOSED, HEADERS, HSTS
@@ -26,10 +26,15 @@ from domain.settings import Settings
 # seats of their own: with the database gone they wait for it, while reads are answered from the cache.
 READS: Final = 128
 OTHERS: Final = 32
-PATIENCE_SECONDS: Final = 0.5  # to get a seat in
+# For how long people may wait for a seat. A rush of commands is answered within some seconds, so it waits rather than come again.
+READ_PATIENCE: Final = 0.5
+PATIENCE: Final = 1.2
 CALM_SECONDS: Final = 1.0  # without anybody turned away, after which it is an overload no longer
+LONGEST: Final = 10  # seconds, after which people are told to come back
 
-_RETRY_SECONDS: Final = range(2, 6)  # apart, so that those who were turned away together don't come back together
+_PACE: Final = 32.0  # times a second that a seat is taken and left, until that was measured
+_SPELL: Final = 0.5  # seconds, of which a pace is measured
+_STALE: Final = 5.0  # seconds, after which a pace tells nothing
 # Whoever gives a password waits for a turn to hash it, and that has limits of its own.
 _LINE: Final = re.compile(
     rb"(?:(?P<read>GET) /api/v1/"
@@ -42,13 +47,20 @@ _ORIGIN: Final = re.compile(rb"\r\norigin: (\S+)(?=\r|$)")
 
 
 class Room:
-    """So many seats, which are taken in turn. While people are turned away, no more may wait than there are seats."""
+    """So many seats, taken in turn. Only so many may wait as will have a seat in time, at the pace at which seats are left.
 
-    def __init__(self, seats: int) -> None:
+    It calls back whoever waits, so that waiting costs no more than a place in a list.
+    """
+
+    def __init__(self, seats: int, patience: float) -> None:
         self._seats = self._free = seats
-        self._waiting: OrderedDict[int, Event] = OrderedDict()
-        self._number = 0
-        self._sheds_until = 0.0
+        self._patience = patience
+        self._waiting: deque[tuple[float, Callable[[bool], object]]] = deque()
+        self._pace = 0.0  # seats left in a second, while people waited for them
+        self._measured = -_STALE
+        self._left = 0  # since then:
+        self._since = 0.0
+        self._sheds_until = self._told = 0.0
 
     @property
     def sheds(self) -> bool:
@@ -56,35 +68,58 @@ class Room:
         return self._sheds_until > 0.0 and time.monotonic() < self._sheds_until
 
     def enter(self) -> bool:
-        """Take a seat, if need be after a wait; False for whoever is turned away."""
+        """Take a seat, if there is one."""
         if self._free:
             self._free -= 1
             return True
-        if not self.sheds or len(self._waiting) < self._seats:
-            self._number += 1
-            number, turn = self._number, Event()
-            self._waiting[number] = turn
-            if turn.wait(PATIENCE_SECONDS) or self._waiting.pop(number, None) is None:
-                return True
-        self._sheds_until = time.monotonic() + CALM_SECONDS
         return False
+
+    def wait(self, turn: Callable[[bool], object]) -> bool:
+        """Whether one may wait: then `turn` is called with True once there is a seat, with False if that took too long."""
+        now = time.monotonic()
+        if not self._waiting:
+            if now - self._measured > _STALE:
+                self._pace = self._seats * _PACE
+            self._since, self._left = now, 0
+        elif now - self._since > _SPELL:
+            self._pace = self._left / (now - self._since)
+            self._since, self._left, self._measured = now, 0, now
+        if len(self._waiting) >= max(self._seats, self._pace * self._patience):
+            return False
+        self._waiting.append((now, turn))
+        return True
 
     def leave(self) -> None:
         """Give the seat to whoever has waited longest."""
         if self._waiting:
-            _, turn = self._waiting.popitem(last=False)
-            turn.set()
+            self._left += 1
+            self._waiting.popleft()[1](True)
         else:
             self._free += 1
+
+    def look(self) -> None:
+        """Tell those who have waited too long; to be called some times a second."""
+        while self._waiting and self._waiting[0][0] < time.monotonic() - 1.25 * self._patience:
+            self._waiting.popleft()[1](False)
+
+    def turn_away(self) -> int:
+        """Seconds until there is room for whoever is turned away now: no more are told the same as will be let in then."""
+        now = time.monotonic()
+        self._sheds_until = now + CALM_SECONDS
+        pace = max(self._pace, self._seats)
+        self._told = max(self._told, now + len(self._waiting) / pace) + 1 / pace
+        if self._told > now + LONGEST:  # there is no telling
+            self._told = now + 1 / pace
+        return ceil(self._told - now)
 
 
 class Asked:
     """One whole request, of which no more is known than its kind."""
 
-    __slots__ = ("head", "held", "lowered", "room")
+    __slots__ = ("head", "held", "length", "lowered", "room")
 
-    def __init__(self, head: bytes, lowered: bytes, room: Room, held: bool) -> None:
-        self.head, self.lowered, self.room = head, lowered, room
+    def __init__(self, head: bytes, lowered: bytes, length: int, room: Room, held: bool) -> None:
+        self.head, self.lowered, self.length, self.room = head, lowered, length, room
         self.held = held  # it will do nothing but wait for a decision, and needs no seat for that
 
     @property
@@ -97,7 +132,7 @@ class Door:
     """Where requests of one process come in, or don't."""
 
     def __init__(self, settings: Settings) -> None:
-        self._reads, self._others = Room(READS), Room(OTHERS)
+        self._reads, self._others = Room(READS, READ_PATIENCE), Room(OTHERS, PATIENCE)
         body = json.dumps(
             {
                 "type": f"urn:healthmed:problem:{Unavailable.code}",
@@ -118,7 +153,7 @@ class Door:
             **({"Vary": "Origin"} if settings.cors_origins else {}),
         }
         head = "HTTP/1.1 503 Service Unavailable\r\n" + _lines(headers)
-        self._heads = [f"{head}Retry-After: {seconds}\r\n".encode() for seconds in _RETRY_SECONDS]
+        self._heads = [f"{head}Retry-After: {seconds}\r\n".encode() for seconds in range(LONGEST + 1)]
         self._body = body
         self._origins = {
             origin.encode(): _lines({"Access-Control-Allow-Origin": origin, "Access-Control-Expose-Headers": EXPOSED}).encode()
@@ -143,19 +178,26 @@ class Door:
         if lowered.count(b"content-length") != (length is not None) or len(body) != int(length[1] if length else 0):
             return None
         held = head.startswith(b"GET /api/v1/commands/") and b"\r\nprefer:" in lowered
-        return Asked(head, lowered, self._reads if line["read"] else self._others, held)
+        return Asked(head, lowered, len(received), self._reads if line["read"] else self._others, held)
 
     def refusal(self, asked: Asked) -> bytes:
         """The whole answer to whoever is turned away."""
-        SHED.inc()
         self._count += 1
         told = _ID.search(asked.lowered)
         request_id = asked.head[told.start(1) : told.end(1)] if told else str(uuid7()).encode()
-        answer = [self._heads[self._count % len(self._heads)], b"X-Request-ID: ", request_id, b"\r\n"]
+        answer = [self._heads[asked.room.turn_away()], b"X-Request-ID: ", request_id, b"\r\n"]
         if self._origins and (origin := _ORIGIN.search(asked.lowered)):
             answer.append(self._origins.get(asked.head[origin.start(1) : origin.end(1)], b""))
         answer += (b"Connection: close\r\n\r\n" if asked.closes else b"\r\n", self._body)
         return b"".join(answer)
+
+    def look(self) -> None:
+        """Tell those who have waited too long, and count those who were turned away; to be called some times a second."""
+        self._reads.look()
+        self._others.look()
+        if self._count:
+            SHED.inc(self._count)
+            self._count = 0
 
 
 def _lines(headers: Mapping[str, str]) -> str:

@@ -7,7 +7,7 @@ import socket
 import time
 from functools import partial
 from types import FrameType, SimpleNamespace
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import gevent
 from gevent.event import Event
@@ -16,21 +16,29 @@ from gevent.server import StreamServer
 from gunicorn.http.body import LengthReader
 from gunicorn.workers.ggevent import GeventWorker
 
+if TYPE_CHECKING:
+    from api.shedding import Asked
+
 # One at a time, as gunicorn's own does, would be one in each turn of the loop, and a turn is long when there is much to do.
 ACCEPTED_AT_ONCE: Final = 128
 HEAD_SECONDS: Final = 15.0  # for a request's head to come whole, once it has begun to
 LINGER_SECONDS: Final = 5.0  # in which an idle connection may bring one more request to a process that ends
 SPARE_SECONDS: Final = 2.0  # before the master would kill what still runs
+LOOK_SECONDS: Final = 0.1
 PEEKED: Final = 8192
+READ: Final = 1
 
 
 class Connection:
     """One client's connection: between two requests, or with the one that is being answered."""
 
-    __slots__ = ("client", "request", "room", "whole")
+    __slots__ = ("client", "idle_since", "readable", "request", "room", "served", "whole")
 
     def __init__(self, client: Any) -> None:
         self.client = client
+        self.served = gevent.getcurrent()  # by this greenlet
+        self.readable = gevent.get_hub().loop.io(client.fileno(), READ)
+        self.idle_since: float | None = None  # while the loop waits for a request
         self.request: Any = None
         self.room: Any = None  # where the request has a seat
         self.whole = True  # nothing of a former request is left to be read
@@ -41,6 +49,12 @@ class Connection:
         if self.room is not None:
             self.room.leave()
             self.room = None
+
+    def close(self) -> None:
+        """Be heard no more."""
+        self.leave()
+        self.readable.stop()
+        self.readable.close()
 
 
 class Worker(GeventWorker):
@@ -58,10 +72,14 @@ class Worker(GeventWorker):
         from api import wsgi  # only now: whatever opens a connection must come after the fork, and be patched
 
         self._door = wsgi.door
+        self._loop = gevent.get_hub().loop
         self._served = Pool(self.worker_connections)
         servers = [self._serve(listener) for listener in self.sockets]
+        looking = self._loop.timer(LOOK_SECONDS, LOOK_SECONDS)
+        looking.start(self._door.look)
         while self.alive:
             self.notify()
+            self._look()
             self._stopping.wait(1.0)
         wsgi.leave()
         for server in servers:
@@ -80,7 +98,7 @@ class Worker(GeventWorker):
         try:
             super().handle(listener, client, addr)
         finally:
-            connection.leave()
+            connection.close()
             del self._connections[greenlet]
 
     def timeout_ctx(self) -> Any:
@@ -90,9 +108,13 @@ class Worker(GeventWorker):
         """
         connection = self._connections[gevent.getcurrent()]
         connection.leave()
-        if connection.whole and not self._await(connection):
-            return gevent.Timeout(0, False)
-        return gevent.Timeout(HEAD_SECONDS, False)
+        if not connection.whole:
+            return gevent.Timeout(HEAD_SECONDS, False)
+        self._listen(connection)
+        comes = gevent.get_hub().switch()
+        if connection.room is not None:  # all of it is here
+            return contextlib.nullcontext()
+        return gevent.Timeout(HEAD_SECONDS if comes else 0, False)
 
     def handle_request(self, listener_name: Any, req: Any, sock: Any, addr: Any) -> Any:
         """Answer one request."""
@@ -112,25 +134,67 @@ class Worker(GeventWorker):
         server.start()
         return server
 
-    def _await(self, connection: Connection) -> bool:
-        """Wait until a request that is to be answered begins to come; False if the connection is to be closed instead."""
-        client = connection.client
-        while True:
+    # What follows runs in the loop itself and never waits: to turn a request away takes no switch to a greenlet and no timer.
+
+    def _listen(self, connection: Connection) -> None:
+        connection.idle_since = time.monotonic()
+        connection.readable.start(self._hear, connection)
+
+    def _hear(self, connection: Connection) -> None:
+        """Let a request in that has come, or turn it away, or have it wait for a seat."""
+        try:
+            received = connection.client._sock.recv(PEEKED, socket.MSG_PEEK)  # as itself: gevent's would wait
+        except BlockingIOError:
+            return
+        except OSError:
             received = b""
-            with gevent.Timeout(self.cfg.keepalive, False):
-                received = client.recv(PEEKED, socket.MSG_PEEK)
-            if not received:
-                return False
-            asked = self._door.see(received)
-            if asked is None or (asked.held and not asked.room.sheds):
-                return True
-            if not asked.held and asked.room.enter():
-                connection.room = asked.room
-                return True
-            client.recv(len(received))
-            client.sendall(self._door.refusal(asked))
-            if asked.closes:
-                return False
+        asked = self._door.see(received) if received else None
+        if asked is None or (asked.held and not asked.room.sheds):
+            self._go_on(connection, received != b"")
+        elif not asked.held and asked.room.enter():
+            connection.room = asked.room
+            self._go_on(connection, True)
+        elif not asked.held and asked.room.wait(partial(self._loop.run_callback, self._turn, connection, asked)):
+            connection.readable.stop()
+            connection.idle_since = None
+        else:
+            self._turn_away(connection, asked)
+
+    def _turn(self, connection: Connection, asked: Asked, seated: bool) -> None:
+        """After a wait."""
+        self._listen(connection)
+        if seated:
+            connection.room = asked.room
+            self._go_on(connection, True)
+        else:
+            self._turn_away(connection, asked)
+
+    def _turn_away(self, connection: Connection, asked: Asked) -> None:
+        client = connection.client._sock
+        refusal = self._door.refusal(asked)
+        try:
+            client.recv(asked.length)
+            kept = client.send(refusal) == len(refusal) and not asked.closes
+        except OSError:  # also of a client that reads no answers
+            kept = False
+        if kept:
+            connection.idle_since = time.monotonic()
+        else:
+            self._go_on(connection, False)
+
+    def _go_on(self, connection: Connection, comes: bool) -> None:
+        """Have a request answered by its greenlet, or the connection closed."""
+        if connection.idle_since is not None:
+            connection.idle_since = None
+            connection.readable.stop()
+            connection.served.switch(comes)
+
+    def _look(self) -> None:
+        """End connections that have been idle for too long."""
+        since = time.monotonic() - self.cfg.keepalive
+        for connection in list(self._connections.values()):
+            if connection.idle_since is not None and connection.idle_since < since:
+                self._loop.run_callback(self._go_on, connection, False)
 
     def _close(self, server: StreamServer) -> None:
         """Stop accepting, but not before what the kernel has accepted already is taken, which it would reset."""

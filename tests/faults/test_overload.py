@@ -7,17 +7,19 @@ import json
 import os
 import signal
 import socket
+import string
 import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
-import gevent
 import pytest
 from uuid_utils.compat import uuid7
 
@@ -39,52 +41,97 @@ def door(settings: Settings) -> Door:
     return Door(settings)
 
 
+class Guests:
+    """Who wants a seat, and what became of that."""
+
+    def __init__(self, room: Room) -> None:
+        self.room = room
+        self.told: dict[str, bool | None] = {}  # None: still waits
+
+    def come(self, names: Iterable[str]) -> None:
+        for name in names:
+            if self.room.enter():
+                self.told[name] = True
+            else:
+                self.told[name] = None if self.room.wait(partial(self.told.__setitem__, name)) else False
+
+    def which(self, told: bool | None) -> str:
+        return "".join(name for name, each in self.told.items() if each is told)
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[float]]:
+    """What time it is for rooms."""
+    now = [1000.0]
+    monkeypatch.setattr(shedding, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    yield now
+
+
 def test_seats_go_to_whoever_has_waited_longest() -> None:
-    room, seated = Room(2), []
-
-    def visit(name: str) -> None:
-        if room.enter():
-            seated.append(name)
-
-    for name in "abcd":
-        gevent.spawn(visit, name)
-    gevent.sleep(0)
-    assert seated == ["a", "b"]
-    room.leave()
-    gevent.sleep(0.01)
-    assert seated == ["a", "b", "c"]
-    room.leave()
-    gevent.sleep(0.01)
-    assert seated == ["a", "b", "c", "d"]
-    assert not room.sheds
+    guests = Guests(Room(2, 1.0))
+    guests.come("abcd")
+    assert guests.which(True) == "ab"
+    guests.room.leave()
+    assert guests.which(True) == "abc"
+    guests.room.leave()
+    assert guests.which(True) == "abcd"
+    assert not guests.room.sheds
 
 
-def test_who_gets_no_seat_in_time_is_turned_away_and_then_few_may_wait(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(shedding, "PATIENCE_SECONDS", 0.05)
-    monkeypatch.setattr(shedding, "CALM_SECONDS", 0.1)
-    room = Room(2)
-    assert room.enter()
-    assert room.enter()
-    waiting = [gevent.spawn(room.enter) for _ in range(10)]  # nobody is turned away at once by a room that was calm
-    gevent.sleep(0.01)
-    assert not any(each.ready() for each in waiting)
-    gevent.joinall(waiting, timeout=1)
-    assert [each.value for each in waiting] == [False] * 10
-    assert room.sheds
-    waiting = [gevent.spawn(room.enter) for _ in range(5)]
-    gevent.sleep(0.01)
-    assert [each.value for each in waiting if each.ready()] == [False] * 3  # at once
-    room.leave()
-    gevent.sleep(0.01)
-    assert [each.value for each in waiting[:2]] == [True, None]
-    gevent.joinall(waiting, timeout=1)
-    gevent.sleep(0.15)
-    assert not room.sheds
-    room.leave()
-    room.leave()
-    assert [room.enter(), room.enter()] == [True, True]  # no seat was lost
+def test_as_many_may_wait_as_will_have_a_seat_in_time(clock: list[float]) -> None:
+    guests = Guests(Room(2, 0.5))
+    guests.come(string.ascii_lowercase)
+    assert len(guests.which(None)) == 24  # no pace is known yet, so it is taken for a good one
+    for _ in range(10):
+        clock[0] += 0.1
+        guests.room.leave()
+    guests.come("A")  # ten a second: five would have a seat within half a second, and fourteen wait
+    assert guests.which(False) == "A"
+    for _ in range(9):
+        guests.room.leave()
+    assert guests.which(None) == "vwxyz"
+    guests.come("B")
+    assert guests.which(False) == "AB"
+    guests.room.leave()
+    guests.come("CD")
+    assert guests.which(None) == "wxyzC"
+    for _ in range(7):
+        guests.room.leave()
+    clock[0] += 60
+    guests.come(string.digits)  # what was long ago tells nothing
+    assert guests.which(None) == string.digits[2:]
+
+
+def test_who_gets_no_seat_in_time_is_turned_away_and_no_seat_is_lost(clock: list[float]) -> None:
+    guests = Guests(Room(2, 0.5))
+    guests.come("ab")
+    clock[0] += 10
+    guests.come("cde")
+    clock[0] += 0.6
+    guests.come("fg")  # nobody has left: no more than there are seats may wait
+    guests.room.look()
+    assert (guests.which(None), guests.which(False)) == ("cde", "fg")
+    guests.room.leave()
+    clock[0] += 0.1
+    guests.room.look()
+    assert (guests.which(True), guests.which(None), guests.which(False)) == ("abc", "", "defg")
+    guests.room.leave()
+    guests.room.leave()
+    guests.come("hi")
+    assert guests.which(True) == "abchi"
+
+
+def test_those_who_are_turned_away_are_told_to_come_when_there_is_room(clock: list[float]) -> None:
+    guests = Guests(Room(10, 0.5))
+    guests.come(map(str, range(1000)))
+    assert list(guests.told.values()).count(False) == 830  # of 320 a second
+    assert Counter(guests.room.turn_away() for _ in range(830)) == {1: 160, 2: 320, 3: 320, 4: 30}
+    assert guests.room.sheds
+    clock[0] += 2
+    assert not guests.room.sheds
+    told = Counter(guests.room.turn_away() for _ in range(32000))
+    assert set(told) == set(range(1, 11))  # of far too many none is told never to come, and few to come at the same time
+    assert max(told.values()) < 4000
 
 
 @pytest.mark.parametrize(
@@ -164,10 +211,6 @@ def test_a_refusal_is_the_problem_document_that_the_application_would_answer_wit
         answer = parsed(door.refusal(asked))
         assert len(answer.headers["X-Request-ID"]) == 36
         assert "Access-Control-Allow-Origin" not in answer.headers
-    waits = set()
-    for _ in range(20):
-        waits.add(parsed(door.refusal(asked)).headers["Retry-After"])
-    assert len(waits) > 2  # so that they don't all come back together
 
 
 @pytest.fixture
