@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import itertools
 import json
+import logging
 import os
 import random
 import shutil
@@ -45,6 +46,8 @@ class Mailbox(Catcher):
         self.port = free_port()
         self.answer: str | None = None
         self._loop = asyncio.new_event_loop()
+        self._sessions: list[SMTP] = []
+        logging.getLogger("mail.log").setLevel(logging.WARNING)
         self._thread = threading.Thread(target=self._run, name="mailbox", daemon=True)
         self._thread.start()
 
@@ -55,17 +58,27 @@ class Mailbox(Catcher):
         return self.answer or "250 OK"
 
     def close(self) -> None:
-        """Take no more mail."""
-        self._loop.call_soon_threadsafe(self._loop.stop)
+        """Take no more mail, and hang up."""
+        self._loop.call_soon_threadsafe(self._hang_up)
         self._thread.join(5)
 
     def _run(self) -> None:
-        protocol = lambda: SMTP(self, hostname="localhost", enable_SMTPUTF8=True, loop=self._loop)  # noqa: E731
-        server = self._loop.run_until_complete(self._loop.create_server(protocol, "127.0.0.1", self.port))
+        server = self._loop.run_until_complete(self._loop.create_server(self._answer, "127.0.0.1", self.port))
         self._loop.run_forever()
         server.close()
-        self._loop.run_until_complete(asyncio.sleep(0))
+        self._loop.run_until_complete(asyncio.sleep(0.05))  # in which those who were hung up on are forgotten
         self._loop.close()
+
+    def _answer(self) -> SMTP:
+        session = SMTP(self, hostname="localhost", enable_SMTPUTF8=True, loop=self._loop)
+        self._sessions.append(session)
+        return session
+
+    def _hang_up(self) -> None:
+        for session in self._sessions:
+            if session.transport is not None:
+                session.transport.abort()
+        self._loop.stop()
 
 
 class FaultStack(Stack):
