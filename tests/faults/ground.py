@@ -153,6 +153,12 @@ class Ground:
         )
         return bool(self.stack.superuser(late)[0][0])
 
+    def settle(self) -> None:
+        """Wait until all that has been received by now is decided."""
+        now = self.stack.superuser("select clock_timestamp()::text")[0]
+        left = "select exists (select from commands where status = 'pending' and received_at < %s)"
+        until(lambda: not self.stack.superuser(left, now)[0][0])
+
     def note_decisions(self, run: Run, *, p99: float | None, most: float | None = 30.0) -> None:
         """Keep how many bookings there were, and how long decisions took."""
         assert run.figures is not None

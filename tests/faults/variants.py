@@ -98,18 +98,14 @@ def acknowledged_early() -> None:
 
 def past_reads() -> None:
     """What the rules need is read as it was before the rows were locked, and no lane is held until the commit (`slow`)."""
-    lanes, batches = import_module("domain.lanes"), import_module("domain.batches")
-    decide, lock, read = lanes.decide_batch, batches._lock, batches._read
+    batches = import_module("domain.batches")
+    lock, read = batches._lock, batches._read
     local = threading.local()
-
-    def decide_and_pause(*arguments: Any, **named: Any) -> Any:
-        decided = decide(*arguments, **named)
-        time.sleep(0.1)
-        return decided
 
     def lock_after_looking(connection: Connection, *arguments: Any) -> Any:
         local.past = connection.engine.connect().execution_options(isolation_level="REPEATABLE READ")
         local.past.execute(text("select 1"))
+        time.sleep(0.2)  # in which another worker decides, and commits
         if not (ids := lock(connection, *arguments)):
             local.past.close()
         return ids
@@ -118,7 +114,7 @@ def past_reads() -> None:
         with local.past:
             return read(_Past(connection, local.past, batches._READ_COMMANDS), *arguments)
 
-    lanes.decide_batch, batches._lock, batches._read = decide_and_pause, lock_after_looking, read_the_past
+    batches._lock, batches._read = lock_after_looking, read_the_past
 
 
 @dataclass

@@ -180,7 +180,7 @@ for _server in ("broker", "cache", "database"):
 def chaos(ground: Ground) -> None:
     plan = planned(ground.seed, ground.long(600, least=25))
     active: dict[str, AbstractContextManager[object]] = {}
-    with ground.load(rate=60) as run:
+    with ground.load(rate=30) as run:
         begun = time.monotonic()
         for at, name, begins in plan:
             time.sleep(max(0.0, begun + at - time.monotonic()))
