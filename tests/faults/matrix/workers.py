@@ -40,16 +40,20 @@ def killed_at_points(ground: Ground) -> None:
     ground.note("5xx or no answer", run.unanswered(), most=0)
 
 
-@row("W2", "all of a booking worker killed, and started again", "the relay wakes what it left")
+@row("W2", "all of one of two booking workers killed, and started again", "the relay wakes what it left, the other decides it")
 def killed_whole(ground: Ground) -> None:
-    worker = ground.stack.service("booking")
-    kills = ground.many(50)
+    stack = ground.stack
+    worker, kills = stack.service("booking"), ground.many(50)
     with ground.load(rate=30) as run:
+        other = stack.second("booking")
+        stack.wait_until_ready()
         for _ in range(kills):
             worker.kill()
             worker.launch()
             time.sleep(ground.chance.uniform(0.2, 1))
             ground.settle()
+        stack.wait_until_ready()
+        stack.end(other)
     ground.note("kills", kills)
     ground.note_decisions(run, p99=10)
     ground.note("5xx or no answer", run.unanswered(), most=0)
