@@ -28,12 +28,15 @@ QUEUE_COPIES = 10
 
 @row("W1", "a worker's process killed at each dangerous point", "rolled back, done again or nothing left to do: one effect each")
 def killed_at_points(ground: Ground) -> None:
-    kills = 0
+    stack, kills = ground.stack, 0
     with ground.load(rate=30) as run:
+        other = stack.second("booking")  # which goes on while the one that is to die is restarted for each point
+        stack.wait_until_ready()
         for name, points in (("notifications", MAIL_POINTS), ("booking", BOOKING_POINTS)):
             for point in points:
                 kills += kill_at(ground, name, point, ground.many(17))
-            ground.stack.restart(name)
+            stack.restart(name)
+        stack.end(other)
         ground.note("all decided after the last of them", until(lambda: not ground.overdue()), "s", most=10)
     ground.note("kills", kills)
     ground.note_decisions(run, p99=10)
