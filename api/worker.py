@@ -79,7 +79,7 @@ class Worker(GeventWorker):
         looking.start(self._door.look)
         while self.alive:
             self.notify()
-            self._look()
+            self._loop.run_callback(self._look)
             self._stopping.wait(1.0)
         wsgi.leave()
         for server in servers:
@@ -162,11 +162,11 @@ class Worker(GeventWorker):
 
     def _turn(self, connection: Connection, asked: Asked, seated: bool) -> None:
         """After a wait."""
-        self._listen(connection)
         if seated:
             connection.room = asked.room
             self._go_on(connection, True)
         else:
+            self._listen(connection)
             self._turn_away(connection, asked)
 
     def _turn_away(self, connection: Connection, asked: Asked) -> None:
@@ -184,17 +184,16 @@ class Worker(GeventWorker):
 
     def _go_on(self, connection: Connection, comes: bool) -> None:
         """Have a request answered by its greenlet, or the connection closed."""
-        if connection.idle_since is not None:
-            connection.idle_since = None
-            connection.readable.stop()
-            connection.served.switch(comes)
+        connection.idle_since = None
+        connection.readable.stop()
+        connection.served.switch(comes)
 
     def _look(self) -> None:
         """End connections that have been idle for too long."""
         since = time.monotonic() - self.cfg.keepalive
         for connection in list(self._connections.values()):
             if connection.idle_since is not None and connection.idle_since < since:
-                self._loop.run_callback(self._go_on, connection, False)
+                self._go_on(connection, False)
 
     def _close(self, server: StreamServer) -> None:
         """Stop accepting, but not before what the kernel has accepted already is taken, which it would reset."""

@@ -102,6 +102,7 @@ class Asker:
 
     def at_its_best(self, seconds: float, clients: int) -> Told:
         """What so many clients are told who ask again as soon as they are answered."""
+        self._connect_many()
         ends = time.monotonic() + seconds
         for _ in range(clients):
             self._ask(time.monotonic())
@@ -110,8 +111,7 @@ class Asker:
     def at_a_rate(self, rate: float, seconds: float) -> Told:
         """What is told to so many who ask each second, whenever their time has come."""
         chance = random.Random(7)  # nosec B311
-        for _ in range(CONNECTIONS // 3):
-            self._idle.append(self._connect())
+        self._connect_many()
         due = began = time.monotonic()
 
         def ask(now: float) -> None:
@@ -136,6 +136,10 @@ class Asker:
                 if number in self._asked and self._asked[number][1] == due:
                     self._end(number, 0)
         return self._told
+
+    def _connect_many(self) -> None:
+        """As many connections stand open in either case."""
+        self._idle += [self._connect() for _ in range(CONNECTIONS // 3)]
 
     def _connect(self) -> socket.socket:
         client = socket.create_connection(("127.0.0.1", self._port), timeout=GIVE_UP_SECONDS)
