@@ -32,7 +32,7 @@ READ: Final = 1
 class Connection:
     """One client's connection: between two requests, or with the one that is being answered."""
 
-    __slots__ = ("client", "idle_since", "readable", "request", "room", "served", "whole")
+    __slots__ = ("client", "head", "idle_since", "readable", "request", "room", "served", "whole")
 
     def __init__(self, client: Any) -> None:
         self.client = client
@@ -41,7 +41,12 @@ class Connection:
         self.idle_since: float | None = None  # while the loop waits for a request
         self.request: Any = None
         self.room: Any = None  # where the request has a seat
+        self.head = b""  # of that request
         self.whole = True  # nothing of a former request is left to be read
+
+    def enter(self, asked: Asked) -> None:
+        """Have a request answered that has its seat."""
+        self.room, self.head = asked.room, asked.head
 
     def leave(self) -> None:
         """Give back what the request needed."""
@@ -71,7 +76,7 @@ class Worker(GeventWorker):
         """Serve until told to stop, then end in order."""
         from api import wsgi  # only now: whatever opens a connection must come after the fork, and be patched
 
-        self._door = wsgi.door
+        self._door, self._hot = wsgi.door, wsgi.hot
         self._loop = gevent.get_hub().loop
         self._served = Pool(self.worker_connections)
         servers = [self._serve(listener) for listener in self.sockets]
@@ -110,11 +115,14 @@ class Worker(GeventWorker):
         connection.leave()
         if not connection.whole:
             return gevent.Timeout(HEAD_SECONDS, False)
-        self._listen(connection)
-        comes = gevent.get_hub().switch()
-        if connection.room is not None:  # all of it is here
-            return contextlib.nullcontext()
-        return gevent.Timeout(HEAD_SECONDS if comes else 0, False)
+        while True:
+            self._listen(connection)
+            comes = gevent.get_hub().switch()
+            if connection.room is None:
+                return gevent.Timeout(HEAD_SECONDS if comes else 0, False)
+            if not self._answer_hot(connection):
+                return contextlib.nullcontext()  # all of it is here
+            connection.leave()
 
     def handle_request(self, listener_name: Any, req: Any, sock: Any, addr: Any) -> Any:
         """Answer one request."""
@@ -124,6 +132,18 @@ class Worker(GeventWorker):
         reader = req.body.reader
         connection.whole = isinstance(reader, LengthReader) and reader.length == 0 and not req.unreader.buf.getbuffer().nbytes
         return answered
+
+    def _answer_hot(self, connection: Connection) -> bool:
+        """Answer a request from what is at hand, without gunicorn's parser, if it is as plain as that."""
+        answer = None if self._hot is None else self._hot.answer(connection.head)
+        if answer is None:
+            return False
+        client = connection.client
+        client.recv(len(connection.head) + len(b"\r\n\r\n"))
+        sent = client.send(answer)  # all of it, as a rule, and cheaper than `sendall`
+        if sent < len(answer):
+            client.sendall(answer[sent:])
+        return True
 
     def _serve(self, listener: Any) -> StreamServer:
         listener.setblocking(1)
@@ -152,7 +172,7 @@ class Worker(GeventWorker):
         if asked is None or (asked.held and not asked.room.sheds):
             self._go_on(connection, received != b"")
         elif not asked.held and asked.room.enter():
-            connection.room = asked.room
+            connection.enter(asked)
             self._go_on(connection, True)
         elif not asked.held and asked.room.wait(partial(self._loop.run_callback, self._turn, connection, asked)):
             connection.readable.stop()
@@ -163,7 +183,7 @@ class Worker(GeventWorker):
     def _turn(self, connection: Connection, asked: Asked, seated: bool) -> None:
         """After a wait."""
         if seated:
-            connection.room = asked.room
+            connection.enter(asked)
             self._go_on(connection, True)
         else:
             self._listen(connection)

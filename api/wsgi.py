@@ -44,8 +44,9 @@ else:
     bound_waits()
 limit_hashing(max(1, (os.cpu_count() or 1) // settings.api_workers))
 app = create_app(settings)
-if settings.hot_reads:
-    app.wsgi_app = HotReads(app, app.wsgi_app)  # type: ignore[method-assign]
+hot = HotReads(app, app.wsgi_app) if settings.hot_reads else None
+if hot is not None:
+    app.wsgi_app = hot  # type: ignore[method-assign]
 door = Door(settings)
 
 # What is there by now stays, so nothing is gained by looking through it for garbage again and again; nor, with ten thousand

@@ -47,8 +47,9 @@ def hot(clinic: Clinic) -> Callable[..., bool]:
     assert isinstance(ways, BothWays)
 
     def answers(path: str, who: Someone | None = None, *, method: str = "GET", **headers: str) -> bool:
-        before = ways.hot
+        before, bytes_before = ways.hot, ways.hot_bytes
         clinic.request(method, path, who, headers=headers)
+        assert ways.hot - before == ways.hot_bytes - bytes_before, "it answers in one of its ways only"
         return ways.hot > before
 
     return answers
@@ -222,20 +223,63 @@ def test_a_fault_of_its_own_is_logged_and_costs_nobody_the_answer(
     assert {line["error"] for line in lines if line["event"] == "hot_read_failed"} == {"ZeroDivisionError"}
 
 
-def test_both_ways_write_the_same_line_and_count_alike(
+def test_bytes_that_could_be_read_in_two_ways_are_passed_on(clinic: Clinic, doctor: Someone) -> None:
+    ways = clinic.client.application.wsgi_app
+    assert isinstance(ways, BothWays)
+    layer = ways._layer
+    path = f"{API}/doctors/{doctor.id}"
+    clinic.get(f"/doctors/{doctor.id}")
+    good = f"GET {path} HTTP/1.1\r\nHost: a"
+    for more in ("", "\r\nAccept: */*", "\r\nConnection: Keep-Alive", "\r\nX-Forwarded-For: 192.0.2.1, 192.0.2.2", "\r\nCookie:"):
+        assert layer.answer((good + more).encode())
+    for more in (
+        "\r\nContent-Length: 1",
+        "\r\nTransfer-Encoding: chunked",
+        "\r\nConnection: close",
+        "\r\nConnection: Upgrade, HTTP2-Settings",
+        "\r\nhost: b",
+        "\r\nX-Request-ID: a\r\nX-Request-ID: b",
+        "\r\nX_Request_ID: a",
+        "\r\nA: folded\r\n line",
+        "\r\nA : spaced",
+        "\r\nA: bare\nB: feed",
+        "\r\nA: bare\rreturn",
+        "\r\nA: nul\x00",
+        "\r\nA: \xe9",
+        "\r\nno colon",
+        "\r\n",
+        "\r\nExpect: 100-continue",
+        "\r\nORIGIN: https://elsewhere.example",
+        "\r\nprefer: wait=1",
+        "".join(f"\r\nA{n}: b" for n in range(64)),
+    ):
+        assert layer.answer((good + more).encode("latin-1")) is None, more
+    for line in (
+        f"GET {path}#part HTTP/1.1",
+        f"GET {path} HTTP/1.0",
+        f"get {path} HTTP/1.1",
+        f"GET  {path} HTTP/1.1",
+        f"GET http://a{path} HTTP/1.1",
+        f"GET {path.replace('doctors', 'd%6Fctors')} HTTP/1.1",
+        f"HEAD {path} HTTP/1.1",
+    ):
+        assert layer.answer(f"{line}\r\nHost: a".encode()) is None, line
+
+
+def test_all_ways_write_the_same_line_and_count_alike(
     clinic: Clinic, patient: Someone, doctor: Someone, booked: dict[str, Any], capfd: pytest.CaptureFixture[str]
 ) -> None:
     reads = [(f"/doctors/{doctor.id}", None), (f"/commands/{booked['id']}", patient)]
     for path, who in reads:
         capfd.readouterr()
         clinic.client.get(API + path, headers={"X-Request-ID": "529.982.247-25", **(who.headers if who else {})})
-        by_flask, by_layer = (json.loads(line) for line in capfd.readouterr().err.splitlines() if '"request"' in line)
+        by_flask, by_layer, to_bytes = (json.loads(line) for line in capfd.readouterr().err.splitlines() if '"request"' in line)
         assert by_flask.pop("logger") == "api.app"
-        assert by_layer.pop("logger") == "api.hot"
-        for line in (by_flask, by_layer):
+        assert by_layer.pop("logger") == to_bytes.pop("logger") == "api.hot"
+        for line in (by_flask, by_layer, to_bytes):
             assert line.pop("milliseconds") >= 0
             assert datetime.fromisoformat(line.pop("timestamp")).tzinfo is not None
-        assert by_flask == by_layer
+        assert by_flask == by_layer == to_bytes
         assert by_layer["request_id"] == "[cpf]"
 
     def counted() -> str:
@@ -245,7 +289,7 @@ def test_both_ways_write_the_same_line_and_count_alike(
 
     before = float(counted())
     clinic.client.get(f"{API}/doctors/{doctor.id}")
-    assert float(counted()) == before + 2
+    assert float(counted()) == before + 3
 
 
 @pytest.fixture
@@ -283,12 +327,13 @@ def test_over_a_connection_nobody_can_tell_the_two_ways_apart(
     served: Callable[..., int], clinic: Clinic, patient: Someone, doctor: Someone, booked: dict[str, Any]
 ) -> None:
     paths = [f"{API}/doctors/{doctor.id}", f"{API}/doctors", f"{API}/commands/{booked['id']}"]
+    sent = ({}, {}, {"Content-Length": "0"}, {"If-None-Match": "*"}, {"X-Request-ID": "mine"}, {"Connection": "close"})
     with_layer, without = served(), served(HOT_READS="off")
     for path in paths:
         told = []
         for port in (with_layer, without):
             connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
-            for headers in ({}, {}, {"If-None-Match": "*"}, {"X-Request-ID": "mine"}, {"Connection": "close"}):
+            for headers in sent:
                 connection.request("GET", path, headers={**patient.headers, **headers})
                 answer = connection.getresponse()
                 seen = dict(answer.getheaders())
