@@ -17,6 +17,7 @@ from domain.booking import Decision, NewAvailability, Notice, Rejection, Schedul
 from domain.cache import record_batch
 from domain.chains import link
 from domain.commands import Envelope, Kind
+from domain.database import PREPARED
 from domain.schedule import Appointment, AppointmentStatus, Doctor, Interval, Patient, Role, Slot, SlotStatus
 from domain.settings import Settings
 
@@ -440,7 +441,7 @@ _LOCK = text(
     )
     select id from batch where (select count(*) from locked_people) >= 0 order by seq
     """
-)
+).execution_options(**PREPARED)
 _READ_COMMANDS = text(
     """
     select commands.id, kind, actor_id, actor_role, doctor_id, slot_id, appointment_id, payload, secret, deadline, day,
@@ -450,7 +451,7 @@ _READ_COMMANDS = text(
         left join doctors on doctors.id = doctor_id
     where commands.id = any(cast(:ids as uuid[])) order by seq
     """
-)
+).execution_options(**PREPARED)
 _APPOINTMENTS = """
     select appointments.id, slot_id, doctor_id, patient_id, starts_at, ends_at, price, currency, appointments.status,
         requested_at, expires_at, decided_at, reschedules, sequence, refusal_kind, history_length, history_hash,
@@ -467,7 +468,7 @@ _READ_APPOINTMENTS = text(
         where patient_id = any(cast(:patients as uuid[])) and active and {_NOT_OVER}
     ))
     """
-)
+).execution_options(**PREPARED)
 _READ_AGENDA_APPOINTMENTS = text(f"{_APPOINTMENTS} where doctor_id = any(cast(:doctors as uuid[])) and active and {_NOT_OVER}")
 _SLOTS = "select id, doctor_id, starts_at, ends_at, status, held, extra, price from slots"
 _READ_SLOTS = text(
@@ -477,7 +478,7 @@ _READ_SLOTS = text(
         union select slot_id from appointments where id = any(cast(:named as uuid[]))
     ))
     """
-)
+).execution_options(**PREPARED)
 _READ_AGENDA_SLOTS = text(f"{_SLOTS} where doctor_id = any(cast(:doctors as uuid[])) and {_NOT_OVER}")
 # Within a day of each.
 _READ_SLOTS_AROUND = text(
@@ -489,10 +490,10 @@ _READ_SLOTS_AROUND = text(
         where freed.id = any(cast(:ids as uuid[]))
     ))
     """
-)
+).execution_options(**PREPARED)
 _READ_AVAILABILITIES = text(
     "select doctor_id, rules, exceptions from availabilities where doctor_id = any(cast(:doctors as uuid[]))"
-)
+).execution_options(**PREPARED)
 _LEAVE_APPOINTMENTS = text("update appointments set active = false where id = any(cast(:ids as uuid[]))")
 _LEAVE_SLOTS = text("update slots set status = 'dropped' where id = any(cast(:ids as uuid[])) and status in ('open', 'booked')")
 
@@ -504,7 +505,7 @@ _UPDATE_SLOTS = text(
         (id uuid, starts_at timestamptz, ends_at timestamptz, status text, held boolean, extra boolean, price bigint)
     where slots.id = r.id
     """
-)
+).execution_options(**PREPARED)
 _INSERT_SLOTS = text(
     """
     insert into slots (id, doctor_id, during, status, held, extra, price)
@@ -514,7 +515,7 @@ _INSERT_SLOTS = text(
          price bigint)
     on conflict do nothing
     """
-)
+).execution_options(**PREPARED)
 _APPOINTMENT_ROW = """
     (id uuid, slot_id uuid, doctor_id uuid, patient_id uuid, starts_at timestamptz, ends_at timestamptz, active boolean,
      status text, price bigint, currency text, requested_at timestamptz, expires_at timestamptz, decided_at timestamptz,
@@ -534,7 +535,7 @@ _UPDATE_APPOINTMENTS = text(
     from jsonb_to_recordset(cast(:rows as jsonb)) as r {_APPOINTMENT_ROW}
     where appointments.id = r.id
     """
-)
+).execution_options(**PREPARED)
 _INSERT_APPOINTMENTS = text(
     f"""
     insert into appointments (id, slot_id, doctor_id, patient_id, during, active, status, price, currency, requested_at,
@@ -545,7 +546,7 @@ _INSERT_APPOINTMENTS = text(
     from jsonb_to_recordset(cast(:rows as jsonb)) as r {_APPOINTMENT_ROW}
     on conflict do nothing
     """
-)
+).execution_options(**PREPARED)
 _INSERT_HISTORY = text(
     """
     insert into history (appointment_id, position, status, at, by, actor_id, command_id, reason, hash)
@@ -555,7 +556,7 @@ _INSERT_HISTORY = text(
          reason text, hash text)
     on conflict do nothing
     """
-)
+).execution_options(**PREPARED)
 _INSERT_NOTICES = text(
     """
     insert into notices (id, person_id, appointment_id, kind, due_at, sequence, during, command_id, request_id, next_try_at)
@@ -568,7 +569,7 @@ _INSERT_NOTICES = text(
         command_id = excluded.command_id, request_id = excluded.request_id, dropped_at = null, drop_reason = null
     where notices.sent_at is null
     """
-)
+).execution_options(**PREPARED)
 _DECIDE_COMMANDS = text(
     f"""
     update commands set
@@ -580,7 +581,7 @@ _DECIDE_COMMANDS = text(
     where commands.id = r.id
     returning {", ".join(f"commands.{column}" for column in inbox.COLUMNS.split(", "))}
     """
-)
+).execution_options(**PREPARED)
 _PUT_AVAILABILITY = text(
     """
     insert into availabilities (doctor_id, rules, exceptions, reasons, extended_on)

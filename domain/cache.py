@@ -541,7 +541,7 @@ _MARK = text("update cache set in_use = false, changed_at = clock_timestamp() wh
 _HEAL = text(
     "update cache set epoch = epoch + 1, in_use = true, changed_at = clock_timestamp() where not in_use and epoch = :epoch"
 )
-_RECORD = text("insert into batches (id, scopes) values (:id, :scopes)")
+_RECORD = text("insert into batches (id, scopes) values (:id, :scopes)").execution_options(**database.PREPARED)
 _FINISHED = text(
     "update batches set finished_at = clock_timestamp() where id = any(cast(:ids as uuid[])) and finished_at is null"
 )

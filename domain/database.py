@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
+import re
 import select
 import time
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any
 
 import psycopg2
@@ -23,8 +26,10 @@ SESSION_OPTIONS = (
     "-c transaction_timeout=8000 -c timezone=UTC -c random_page_cost=1.1"
 )
 
+PREPARED = {"prepared": True}  # an execution option of statements that are executed often, and always alike
+_UNPREPARED = ("26000", "0A000")
 WORLD_CLASSES = ("08", "40", "53", "57", "58", "XX")
-WORLD_STATES = ("25006", "25P03", "25P04", "55P03")
+WORLD_STATES = ("25006", "25P03", "25P04", "55P03", *_UNPREPARED)
 
 Wait = Callable[[int, float], bool]
 
@@ -62,8 +67,12 @@ def bound_waits(readable: Wait = _readable, writable: Wait = _writable, *, poll:
     psycopg2.extensions.set_wait_callback(wait)
 
 
-def connect(url: str, *, pool_size: int) -> Engine:
-    """An engine with `pool_size` connections at most; waiting for one of them longer than 2 seconds is an error."""
+def connect(url: str, *, pool_size: int, prepares: bool = False) -> Engine:
+    """An engine with `pool_size` connections at most; waiting for one of them longer than 2 seconds is an error.
+
+    If it `prepares`, each connection parses and plans the statements marked so (`PREPARED`) once. That needs connections to
+    the server itself, or a pooler in session mode.
+    """
     engine = create_engine(
         url,
         pool_size=pool_size,
@@ -83,6 +92,9 @@ def connect(url: str, *, pool_size: int) -> Engine:
     )
     event.listen(engine, "checkin", _remember_use)
     event.listen(engine, "checkout", _try_if_in_doubt)
+    if prepares:
+        event.listen(engine, "before_cursor_execute", _execute_prepared, retval=True)
+        event.listen(engine, "handle_error", _forget_prepared)
     return engine
 
 
@@ -115,6 +127,39 @@ def _try_if_in_doubt(connection: Any, record: Any, _: Any) -> None:
         connection.rollback()
     except psycopg2.Error:
         raise InvalidatePoolError from None
+
+
+def _execute_prepared(connection: Connection, cursor: Any, statement: str, parameters: Any, context: Any, many: bool) -> Any:
+    """psycopg2 writes parameters into the statement, which the server then plans anew: mostly more than to execute it."""
+    if many or not context.execution_options.get("prepared"):
+        return statement, parameters
+    prepare, execute = _prepared(statement)
+    known = connection.connection.info.setdefault("prepared", set())
+    if statement not in known:
+        cursor.execute(prepare)
+        known.add(statement)  # which no rollback undoes
+    return execute, parameters
+
+
+def _forget_prepared(context: Any) -> None:
+    """Part with a connection that does not know its statements any more, or whose tables are not what they were."""
+    if sqlstate(context.original_exception) in _UNPREPARED:
+        context.is_disconnect = True
+
+
+@lru_cache
+def _prepared(statement: str) -> tuple[str, str]:
+    """How to prepare and to execute a statement as SQLAlchemy has compiled it for psycopg2. A cast says a parameter's type."""
+    types = dict(_CAST.findall(statement))
+    names = list(dict.fromkeys(_PARAMETER.findall(statement)))
+    name = f"healthmed_{hashlib.sha256(statement.encode()).hexdigest()[:24]}"
+    body = _PARAMETER.sub(lambda found: f"${names.index(found[1]) + 1}", statement).replace("%%", "%")
+    given = [f"cast(%({each})s as {types[each]})" if each in types else f"%({each})s" for each in names]
+    return f"prepare {name} as {body}", f"execute {name} ({', '.join(given)})" if given else f"execute {name}"
+
+
+_PARAMETER = re.compile(r"%\((\w+)\)s")
+_CAST = re.compile(r"cast\(%\((\w+)\)s as ([a-z]+(?:\[\])?)\)")
 
 
 def _has_spoken(connection: Any) -> bool:

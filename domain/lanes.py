@@ -20,7 +20,7 @@ from domain.batches import Decided, decide_batch, reject
 from domain.booking import Rejection
 from domain.cache import Cache
 from domain.commands import Kind
-from domain.database import autocommit, is_the_worlds_fault, sqlstate
+from domain.database import PREPARED, autocommit, is_the_worlds_fault, sqlstate
 from domain.projections import decided as answer_of
 from domain.settings import Settings
 
@@ -30,6 +30,9 @@ ATTEMPTS: Final = 3  # failures after which a command is rejected
 TRIES: Final = 5  # how often a lane may be begun in vain before its first command is suspected of killing its worker
 BEGUN_SECONDS: Final = 300  # for so long the beginnings are counted
 TOGETHER: Final = 16  # lanes drained by one task at most
+GATHER_SECONDS: Final = 0.02  # in which more come, for a batch costs much and a command in it little
+FEW: Final = 32  # commands of a batch for which that is worth while
+BUSY_SECONDS: Final = 0.1  # after a batch of several, in which it is likely that more come
 TROUBLED: Final = -1  # in the place of how often a lane was begun
 WAITING: Final = "waiting"  # the broker's set of lanes that a task on its way will drain along with its own
 SLOW_SECONDS: Final = 4.0  # as long as a statement may take: a suspect that was interrupted after so long was too slow itself
@@ -51,6 +54,7 @@ class Drainer:
     cache: Cache
     broker: Redis
     interruptions: tuple[type[BaseException], ...] = ()
+    _busy_until: float = field(init=False, default=0.0)
     _reads: Engine = field(init=False)
     _take: Script = field(init=False)
     _renew: Script = field(init=False)
@@ -61,7 +65,12 @@ class Drainer:
         self._take, self._renew, self._release = map(self.broker.register_script, (_TAKE, _RENEW, _RELEASE))
 
     def claim(self, lane: int) -> tuple[list[int], int | None]:
-        """What a wake-up of a lane is to drain: the lane, and with it some that wait; and one more to be woken, if more wait."""
+        """What a wake-up of a lane is to drain: the lane, and with it some that wait; and one more to be woken, if more wait.
+
+        While there is much to do, though not so much that batches are large, it lets some more come first.
+        """
+        if time.monotonic() < self._busy_until:
+            time.sleep(GATHER_SECONDS)
         try:
             waiting = [int(each) for each in self.broker.spop(WAITING, TOGETHER + 1)]  # type: ignore[union-attr]
         except RedisError:
@@ -180,6 +189,7 @@ class Drainer:
 
     def _finish(self, decided: Decided, began: float) -> None:
         seconds = time.monotonic() - began
+        self._busy_until = time.monotonic() + BUSY_SECONDS if 1 < len(decided.commands) < FEW else 0.0
         self.cache.finish(decided.batch_id, decided.scopes, {row.id: answer_of(row) for row in decided.commands})
         log.info(
             "batch_decided",
@@ -319,4 +329,4 @@ end
 _WAITING = text(
     "select lane from unnest(cast(:lanes as int[])) as lane"
     " where exists (select from commands where commands.lane = lane.lane and status = 'pending')"
-)
+).execution_options(**PREPARED)

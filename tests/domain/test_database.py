@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import select
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 
 import psycopg2
 import psycopg2.extensions
 import pytest
 from sqlalchemy import Engine, text
+from sqlalchemy.exc import DBAPIError
 
 from domain import database
 from domain.settings import Settings
@@ -100,6 +102,80 @@ def test_one_that_was_idle_for_long_is_tried(engine: Engine, round_trips: Count,
     ask(reads)
     monkeypatch.setattr(database, "IDLE_SECONDS", 0.0)
     assert round_trips(lambda: ask(reads)) > 1
+
+
+ADD = text(
+    "select cast(:numbers as int[]), :more = 'a', clock_timestamp() - cast(:at as timestamptz) > interval '0 s', 7 % 4 as rest"
+).execution_options(**database.PREPARED)
+ASKED = {"numbers": [3, 4], "more": "a", "at": datetime(2026, 1, 1, tzinfo=UTC)}
+PREPARED = text("select count(*) from pg_prepared_statements")
+
+
+@pytest.fixture
+def preparing(settings: Settings) -> Iterator[Engine]:
+    engine = database.connect(settings.database_url, pool_size=1, prepares=True)
+    yield engine
+    engine.dispose()
+
+
+def test_a_marked_statement_is_prepared_once_for_each_connection(preparing: Engine, round_trips: Count) -> None:
+    reads = database.autocommit(preparing)
+
+    def ask_all() -> None:
+        with reads.connect() as connection:
+            assert tuple(connection.execute(ADD, ASKED).one()) == ([3, 4], True, True, 3)
+
+    ask_all()
+    assert round_trips(ask_all) == 1
+    with preparing.connect() as connection:
+        assert connection.execute(PREPARED).scalar_one() == 1
+
+
+def test_what_is_prepared_outlives_a_transaction_that_failed(preparing: Engine) -> None:
+    for _ in range(2):
+        with preparing.connect() as connection:
+            connection.execute(ADD, ASKED)
+            with pytest.raises(DBAPIError):
+                connection.execute(text("select 1 / 0"))
+    with preparing.connect() as connection:
+        assert connection.execute(PREPARED).scalar_one() == 1
+
+
+def test_a_connection_that_has_forgotten_is_replaced_and_the_world_blamed(preparing: Engine) -> None:
+    with preparing.connect() as connection:
+        connection.execute(ADD, ASKED)
+        connection.commit()
+        connection.execute(text("deallocate all"))
+        connection.commit()
+        with pytest.raises(DBAPIError) as failed:
+            connection.execute(ADD, ASKED)
+    assert database.is_the_worlds_fault(failed.value)
+    with preparing.connect() as connection:
+        assert connection.execute(ADD, ASKED).one()
+
+
+def test_a_table_that_was_changed_meanwhile_is_the_worlds_fault(preparing: Engine, postgres: Postgres) -> None:
+    look = text("select epoch from cache").execution_options(**database.PREPARED)
+    with preparing.connect() as connection:
+        connection.execute(look)
+    owner = psycopg2.connect(postgres.superuser_url)
+    owner.autocommit = True
+    with owner.cursor() as cursor:
+        cursor.execute("alter table cache alter column epoch type bigint")
+    with preparing.connect() as connection, pytest.raises(DBAPIError) as failed:
+        connection.execute(look)
+    assert database.is_the_worlds_fault(failed.value)
+    with preparing.connect() as connection:
+        assert connection.execute(look).scalar_one() == 1
+    with owner.cursor() as cursor:
+        cursor.execute("alter table cache alter column epoch type integer")
+    owner.close()
+
+
+def test_unless_it_is_to_prepare_an_engine_sends_it_as_it_is(engine: Engine) -> None:
+    with engine.connect() as connection:
+        connection.execute(ADD, ASKED)
+        assert connection.execute(PREPARED).scalar_one() == 0
 
 
 def _terminate(postgres: Postgres, *pids: int) -> None:

@@ -227,6 +227,18 @@ def test_a_wake_up_takes_along_what_waits_and_names_one_more_for_another_worker(
     assert drainer.broker.scard(lanes.WAITING) == 40 - lanes.TOGETHER - 1
 
 
+def test_after_a_batch_of_some_a_worker_lets_more_come_first(
+    drainer: Drainer, engine: Engine, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slept: list[float] = []
+    monkeypatch.setattr(lanes.time, "sleep", slept.append)
+    for number in (1, 2, lanes.FEW):
+        bookings(engine, settings, number, lane=0)
+        drainer.drain(0)
+        drainer.claim(0)
+    assert slept == [lanes.GATHER_SECONDS], "one alone is not kept waiting, nor are many"
+
+
 def test_without_redis_a_lane_is_drained_all_the_same(
     drainer: Drainer, engine: Engine, settings: Settings, broker: Broker
 ) -> None:
