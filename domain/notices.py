@@ -1,4 +1,4 @@
-"""What people must be told: claiming one notice at a time, whether it still has a point, and what its mail may say."""
+"""What people must be told: claiming notices, whether it still has a point, and what its mail may say."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from sqlalchemy import Connection, Row, text
 from uuid_utils.compat import uuid7
 
 from domain import privacy
+from domain.database import PREPARED
 from domain.errors import Conflict, NotFound
 from domain.identifiers import Crm
 from domain.privacy import KeyRing
@@ -162,18 +163,28 @@ def tell(
 
 
 def claim(connection: Connection) -> Notice | None:
-    """Take on the notice that has been due longest, so that nobody else sends it for a minute. The caller commits, then sends.
+    """Take on the notice that has been due longest, as `claim_some` does."""
+    return next(iter(claim_some(connection, 1)), None)
+
+
+def claim_some(connection: Connection, most: int) -> list[Notice]:
+    """Take on those notices that have been due longest: nobody else sends them for a minute. The caller commits, then sends.
 
     Of the notices about one appointment to one person only the oldest unsent one is ever claimed, so they arrive in order.
     """
-    row = connection.execute(_CLAIM, {"seconds": CLAIM_SECONDS}).one_or_none()
-    if row is None:
-        return None
-    during = None if row.starts_at is None else Interval(row.starts_at, row.ends_at)
-    return Notice(
-        row.id, row.person_id, row.appointment_id, row.kind, row.due_at, row.created_at, row.sequence, during,
-        row.request_id, row.attempts, row.now,
-    )  # fmt: skip
+    rows = connection.execute(_CLAIM, {"seconds": CLAIM_SECONDS, "most": most}).all()
+    return [
+        Notice(
+            row.id, row.person_id, row.appointment_id, row.kind, row.due_at, row.created_at, row.sequence,
+            None if row.starts_at is None else Interval(row.starts_at, row.ends_at), row.request_id, row.attempts, row.now,
+        )
+        for row in sorted(rows, key=lambda row: row.tried_at)
+    ]  # fmt: skip
+
+
+def release(connection: Connection, untried: Sequence[Notice]) -> None:
+    """Leave to others what was claimed and not tried."""
+    connection.execute(_RELEASE, {"ids": [each.id for each in untried]})
 
 
 def letter(connection: Connection, ring: KeyRing, reminders: Sequence[int], notice: Notice) -> Letter | Drop:
@@ -223,10 +234,7 @@ def pointless(notice: Notice, appointment: _Standing, reminders: Sequence[int]) 
 
 def mark_sent(connection: Connection, notice: Notice) -> None:
     """The mail server has taken it."""
-    connection.execute(
-        text("update notices set sent_at = clock_timestamp(), claimed_until = null, secret = null where id = :id"),
-        {"id": notice.id},
-    )
+    connection.execute(_SENT, {"id": notice.id})
 
 
 def mark_failed(connection: Connection, notice: Notice, failure: Failure) -> None:
@@ -388,7 +396,7 @@ def _text(key: bytes, row: Row[Any], name: str) -> str | None:
 _CLAIM = text(
     """
     update notices set attempts = attempts + 1, claimed_until = clock_timestamp() + make_interval(secs => :seconds)
-    where id = (
+    where id = any(array(
         select id from notices due
         where sent_at is null and dropped_at is null and next_try_at <= statement_timestamp()
         and (claimed_until is null or claimed_until <= statement_timestamp())
@@ -397,10 +405,17 @@ _CLAIM = text(
             where older.appointment_id = due.appointment_id and older.person_id = due.person_id
             and older.sent_at is null and older.dropped_at is null
             and (older.due_at, older.sequence, older.id) < (due.due_at, due.sequence, due.id) limit 1) is null
-        order by next_try_at limit 1 for update skip locked)
+        order by next_try_at limit :most for update skip locked))
     returning id, person_id, appointment_id, kind, due_at, created_at, sequence, lower(during) as starts_at,
-        upper(during) as ends_at, request_id, attempts, clock_timestamp() as now
+        upper(during) as ends_at, request_id, attempts, next_try_at as tried_at, clock_timestamp() as now
     """
+).execution_options(**PREPARED)
+_SENT = text(
+    "update notices set sent_at = clock_timestamp(), claimed_until = null, secret = null where id = :id"
+).execution_options(**PREPARED)
+_RELEASE = text(
+    "update notices set claimed_until = null, attempts = attempts - 1"
+    " where id = any(:ids) and sent_at is null and dropped_at is null"
 )
 _AGAIN = text(
     "select kind, due_at <= clock_timestamp() as is_due, sent_at is null and dropped_at is null as waits from notices"
@@ -433,10 +448,10 @@ _LETTER = text(
         and ended.status in ('refused', 'cancelled', 'expired')
     where notices.id = :id
     """
-)
+).execution_options(**PREPARED)
 _OTHERS = text(
     """
     select starts_at, ends_at, status from appointments
     where doctor_id = :doctor_id and active and id <> :id and starts_at >= :from_ and starts_at < :until order by starts_at
     """
-)
+).execution_options(**PREPARED)

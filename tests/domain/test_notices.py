@@ -233,6 +233,26 @@ def test_two_workers_never_claim_the_same_notice(engine: Engine, connection: Con
         assert notices.claim(second) is None
 
 
+def test_several_are_claimed_at_once_one_of_each_appointment(connection: Connection, appointment_ids: list[UUID]) -> None:
+    second = tell(connection, appointment_ids[0], "accepted", due=-10)
+    tell(connection, appointment_ids[0], "cancelled", due=-5)
+    first = tell(connection, appointment_ids[1], "accepted", due=-20)
+    assert [each.id for each in notices.claim_some(connection, 8)] == [first, second]
+
+
+def test_what_was_claimed_and_not_tried_is_as_before(connection: Connection, appointment_ids: list[UUID]) -> None:
+    for appointment_id in appointment_ids[:2]:
+        tell(connection, appointment_id, "accepted")
+    sent, untried = notices.claim_some(connection, 8)
+    notices.mark_sent(connection, sent)
+    notices.release(connection, [sent, untried])
+    connection.commit()
+    again = notices.claim(connection)
+    assert again is not None
+    assert (again.id, again.attempts) == (untried.id, 1)
+    assert claimed(connection) is None
+
+
 def test_the_age_of_the_oldest_due_notice_is_known(connection: Connection, appointment_ids: list[UUID]) -> None:
     assert notices.oldest_due(connection) is None
     tell(connection, appointment_ids[0], "accepted", due=-90)
