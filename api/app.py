@@ -48,6 +48,7 @@ HEADERS = {  # of every answer, unless a view says otherwise
     "Referrer-Policy": "no-referrer",
     "Content-Security-Policy": "default-src 'none'; base-uri 'none'; frame-ancestors 'none'",
 }
+FAILED = "healthmed.failed"  # in a request's environment: what went wrong before it came to Flask
 EXPOSED = "ETag, Location, Preference-Applied, Retry-After, Warning, X-Request-ID"  # to scripts of other origins
 
 _log = structlog.get_logger()
@@ -152,6 +153,8 @@ def _frame(app: Flask, settings: Settings) -> None:
             raise BadRequest("O corpo chegou quebrado. / The body arrived broken.") from None
         if len(body) > MAX_BODY:
             raise RequestEntityTooLarge
+        if (error := request.environ.get(FAILED)) is not None:
+            raise error
 
     @app.after_request
     def end(answer: Response) -> Response:

@@ -11,20 +11,23 @@ from uuid import UUID
 
 from flask import Response, request
 from marshmallow import Schema, fields, validate
+from sqlalchemy import Row
 from werkzeug.http import parse_list_header
 
 from api.auth import AnyToken, current, policy, sender
 from api.reading import reading
 from api.schemas import Blueprint, read_body
-from api.services import services
+from api.services import Services, services
 from domain import inbox, projections
 from domain.cache import Answer
 from domain.commands import Command, Erase, Kind
 from domain.errors import Invalid
+from domain.inbox import Sender
 from domain.metrics import ACKNOWLEDGED
 from workers.app import wake
 
 LONGEST_WAIT: Final = 20  # seconds
+WAITED: Final = "healthmed.waited"  # in a request's environment: for how many seconds it has waited for a decision already
 _WAIT = re.compile(r'wait\s*=\s*("?)(\d{1,9})\1\s*(?:;.*)?', re.ASCII | re.IGNORECASE)
 
 blp = Blueprint("commands", __name__, description="Comandos / Commands")
@@ -79,7 +82,8 @@ def show_command(command_id: UUID) -> Response:
     def at_hand() -> bool:
         return used.cache.at_hand([projections.at_command(command_id)], caller.id) is not None
 
-    response = reading(used.waiters.wait(command_id, seconds, look, at_hand) if seconds else read())
+    left = max(0.0, seconds - request.environ.get(WAITED, 0.0))
+    response = reading(used.waiters.wait(command_id, left, look, at_hand) if seconds else read())
     if seconds:
         response.headers["Preference-Applied"] = f"wait={seconds}"
     return response
@@ -92,23 +96,41 @@ def sent_before() -> bool:
         return key is not None and inbox.sent_before(connection, used.settings, sender(), key, _fingerprint()) is not None
 
 
+def keep(used: Services, sender: Sender, command: Command | Erase, key: str | None, mark: bytes) -> Row[Any]:
+    """Store a command and have its lane woken; returns its row. Raises what `inbox.send` raises. `mark` is its fingerprint."""
+    with used.reads.connect() as connection:  # one statement writes: to surround it by a transaction is two round trips more
+        row = inbox.send(connection, used.settings, sender, command, key=key, fingerprint=mark)
+    ACKNOWLEDGED.labels(row.kind).inc()
+    if row.status != "pending":  # the same request again: what was decided is told only when every read shows it
+        used.cache.finish_if_needed(row.batch_id)
+    elif row.lane != inbox.PARKED:
+        wake(row.lane)
+    return row
+
+
+def accepted(row: Row[Any]) -> tuple[bytes, list[tuple[str, str]]]:
+    """The body and the headers of the answer 202 to whoever sent a command."""
+    return json.dumps(projections.command_body(row)).encode(), [("Location", f"/api/v1/commands/{row.id}"), ("Retry-After", "1")]
+
+
+def fingerprint(method: str, path: str, body: dict[str, Any]) -> bytes:
+    """What makes two requests the same: method, path and parsed body, in which neither order nor white space counts.
+
+    A password is left out: it would be kept under a hash that is quick to try.
+    """
+    body = {name: value for name, value in body.items() if name != "password"}
+    return json.dumps([method, path, body], sort_keys=True, separators=(",", ":")).encode()
+
+
 def stores(view: Callable[..., Command | Erase]) -> Callable[..., Response]:
     """Turn a view that returns a command into one that stores it, wakes its lane and answers 202 with it."""
 
     @wraps(view)
     def stored(*body: Any, **path: Any) -> Response:
-        used = services()
         command = view(*body, **path)
-        with used.reads.connect() as connection:  # one statement writes: to surround it by a transaction is two round trips more
-            row = inbox.send(connection, used.settings, sender(), command, key=_idempotency_key(), fingerprint=_fingerprint())
-        ACKNOWLEDGED.labels(row.kind).inc()
-        if row.status != "pending":  # the same request again: what was decided is told only when every read shows it
-            used.cache.finish_if_needed(row.batch_id)
-        elif row.lane != inbox.PARKED:
-            wake(row.lane)
-        answer = Response(json.dumps(projections.command_body(row)), 202, content_type="application/json")
-        answer.headers["Location"] = f"/api/v1/commands/{row.id}"
-        answer.headers["Retry-After"] = "1"
+        text, headers = accepted(keep(services(), sender(), command, _idempotency_key(), _fingerprint()))
+        answer = Response(text, 202, content_type="application/json")
+        answer.headers.extend(headers)
         return answer
 
     documented: Callable[..., Response] = blp.doc(parameters=[_IDEMPOTENCY_KEY])(
@@ -144,12 +166,7 @@ def _idempotency_key() -> str | None:
 
 
 def _fingerprint() -> bytes:
-    """What makes two requests the same: method, path and parsed body, in which neither order nor white space counts.
-
-    A password is left out: it would be kept under a hash that is quick to try.
-    """
-    body = {name: value for name, value in read_body(request).items() if name != "password"}
-    return json.dumps([request.method, request.path, body], sort_keys=True, separators=(",", ":")).encode()
+    return fingerprint(request.method, request.path, read_body(request))
 
 
 def _preferred_wait() -> int:

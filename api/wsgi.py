@@ -12,6 +12,7 @@ from gevent.socket import wait_read, wait_write
 
 from api.app import create_app
 from api.hot import HotReads
+from api.hot_commands import HotCommands
 from api.shedding import Door
 from domain.database import Wait, bound_waits
 from domain.passwords import limit_hashing
@@ -44,6 +45,8 @@ else:
     bound_waits()
 limit_hashing(max(1, (os.cpu_count() or 1) // settings.api_workers))
 app = create_app(settings)
+if settings.hot_reads:
+    app.wsgi_app = HotCommands(app, app.wsgi_app)  # type: ignore[method-assign]
 hot = HotReads(app, app.wsgi_app) if settings.hot_reads else None
 if hot is not None:
     app.wsgi_app = hot  # type: ignore[method-assign]

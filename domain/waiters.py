@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Final
 from uuid import UUID
 
@@ -52,11 +52,8 @@ class Waiters:
         Only a pending command's answer carries `fresh_until`; a decided one stays as it is. One that is not `at_hand` is most
         likely about to be decided, and then stored: to read it from Postgres right now would cost more than all the rest.
         """
-        woken = threading.Event()
-        name = str(command_id)
         deadline = time.monotonic() + seconds
-        self._register(name, woken)  # before the first look, or a decision in between would be missed
-        try:
+        with self.expecting(str(command_id)) as woken:  # before the first look, or a decision in between would be missed
             if not at_hand():
                 woken.wait(min(seconds, SOON_SECONDS))
                 woken.clear()
@@ -66,6 +63,14 @@ class Waiters:
                 woken.wait(min(left, 1.0))
                 woken.clear()
             return answer
+
+    @contextlib.contextmanager
+    def expecting(self, name: str) -> Iterator[threading.Event]:
+        """What is set once the command of this id is told to be decided, which may be missed, or everybody is released."""
+        woken = threading.Event()
+        self._register(name, woken)
+        try:
+            yield woken
         finally:
             self._forget(name, woken)
 
