@@ -132,10 +132,10 @@ class Ground:
         until(lambda: not self.overdue(), DECIDED_SECONDS)
         run.figures = figures(history, self.stack.engine)
 
-    def judge(self, patience: float = 90.0) -> None:
+    def judge(self, patience: float = 600.0) -> None:
         """Judge every load once all has come to rest, or so many seconds have passed: whatever promise was broken is kept.
 
-        That may take more than a minute: a mail that nobody noted as sent is tried again after so long.
+        That may take minutes: a load books faster than one process mails, and a mail that nobody noted is tried again after one.
         """
         for run in self.runs:
             mail = self.stack.mailbox.folder

@@ -78,7 +78,7 @@ def acknowledged_early() -> None:
     send = inbox.send
 
     def send_and_commit_later(connection: Connection, *arguments: Any, **named: Any) -> Any:
-        apart = import_module("api.services").services().engine.connect()
+        apart = connection.engine.connect().execution_options(isolation_level="READ COMMITTED")
         try:
             row = send(apart, *arguments, **named)
         except BaseException:
