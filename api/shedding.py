@@ -11,6 +11,7 @@ import re
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
+from functools import lru_cache
 from math import ceil
 from typing import Final
 
@@ -27,14 +28,16 @@ from domain.settings import Settings
 READS: Final = 128
 OTHERS: Final = 32
 # For how long people may wait for a seat. A rush of commands is answered within some seconds, so it waits rather than come again.
-READ_PATIENCE: Final = 0.5
-PATIENCE: Final = 1.2
+READ_PATIENCE: Final = 0.25
+PATIENCE: Final = 0.9
 CALM_SECONDS: Final = 1.0  # without anybody turned away, after which it is an overload no longer
 LONGEST: Final = 10  # seconds, after which people are told to come back
 
 _PACE: Final = 32.0  # times a second that a seat is taken and left, until that was measured
 _SPELL: Final = 0.5  # seconds, of which a pace is measured
 _STALE: Final = 5.0  # seconds, after which a pace tells nothing
+_KNOWN: Final = 1024  # reads that are known when the very same comes again, as it does from whoever was turned away
+_SHORT: Final = 1024  # bytes of each of them, at most
 # Whoever gives a password waits for a turn to hash it, and that has limits of its own.
 _LINE: Final = re.compile(
     rb"(?:(?P<read>GET) /api/v1/"
@@ -116,16 +119,16 @@ class Room:
 class Asked:
     """One whole request, of which no more is known than its kind."""
 
-    __slots__ = ("head", "held", "length", "lowered", "room")
+    __slots__ = ("closes", "head", "held", "id", "length", "origin", "room")
 
-    def __init__(self, head: bytes, lowered: bytes, length: int, room: Room, held: bool) -> None:
-        self.head, self.lowered, self.length, self.room = head, lowered, length, room
-        self.held = held  # it will do nothing but wait for a decision, and needs no seat for that
-
-    @property
-    def closes(self) -> bool:
-        """Whether its sender wants the connection closed afterwards."""
-        return b"\r\nconnection: close" in self.lowered
+    def __init__(self, head: bytes, lowered: bytes, length: int, room: Room) -> None:
+        self.head, self.length, self.room = head, length, room
+        # It will do nothing but wait for a decision, and needs no seat for that.
+        self.held = head.startswith(b"GET /api/v1/commands/") and b"\r\nprefer:" in lowered
+        self.closes = b"\r\nconnection: close" in lowered  # its sender wants the connection closed afterwards
+        told, origin = _ID.search(lowered), _ORIGIN.search(lowered)
+        self.id = head[told.start(1) : told.end(1)] if told else b""
+        self.origin = head[origin.start(1) : origin.end(1)] if origin else b""
 
 
 class Door:
@@ -159,7 +162,9 @@ class Door:
             origin.encode(): _lines({"Access-Control-Allow-Origin": origin, "Access-Control-Expose-Headers": EXPOSED}).encode()
             for origin in settings.cors_origins
         }
+        self._see_again = lru_cache(_KNOWN)(self._see)
         self._count = 0
+        self._series = self._new_series()
 
     def see(self, received: bytes) -> Asked | None:
         """What was received, if that is one whole request to the API and nothing else; None for all else, which is not shed.
@@ -167,6 +172,9 @@ class Door:
         Framing is not guessed at: what could be read in two ways, or has not come whole, is left to the server's parser. So are
         the calls that are bounded otherwise: what operators ask, and what hashes a password.
         """
+        return self._see_again(received) if len(received) < _SHORT and received.startswith(b"GET ") else self._see(received)
+
+    def _see(self, received: bytes) -> Asked | None:
         head, blank, body = received.partition(b"\r\n\r\n")
         line = _LINE.match(head)
         if not blank or line is None or line["hashes"] or head[line.end() : line.end() + 2] not in (b"\r\n", b""):
@@ -177,19 +185,18 @@ class Door:
             return None
         if lowered.count(b"content-length") != (length is not None) or len(body) != int(length[1] if length else 0):
             return None
-        held = head.startswith(b"GET /api/v1/commands/") and b"\r\nprefer:" in lowered
-        return Asked(head, lowered, len(received), self._reads if line["read"] else self._others, held)
+        return Asked(head, lowered, len(received), self._reads if line["read"] else self._others)
 
     def refusal(self, asked: Asked) -> bytes:
         """The whole answer to whoever is turned away."""
         self._count += 1
-        told = _ID.search(asked.lowered)
-        request_id = asked.head[told.start(1) : told.end(1)] if told else str(uuid7()).encode()
-        answer = [self._heads[asked.room.turn_away()], b"X-Request-ID: ", request_id, b"\r\n"]
-        if self._origins and (origin := _ORIGIN.search(asked.lowered)):
-            answer.append(self._origins.get(asked.head[origin.start(1) : origin.end(1)], b""))
-        answer += (b"Connection: close\r\n\r\n" if asked.closes else b"\r\n", self._body)
-        return b"".join(answer)
+        return b"%bX-Request-ID: %b\r\n%b%b\r\n%b" % (
+            self._heads[asked.room.turn_away()],
+            asked.id or b"%b%012x" % (self._series, self._count),
+            self._origins.get(asked.origin, b""),
+            b"Connection: close\r\n" if asked.closes else b"",
+            self._body,
+        )
 
     def look(self) -> None:
         """Tell those who have waited too long, and count those who were turned away; to be called some times a second."""
@@ -198,6 +205,12 @@ class Door:
         if self._count:
             SHED.inc(self._count)
             self._count = 0
+            self._series = self._new_series()
+
+    @staticmethod
+    def _new_series() -> bytes:
+        """What ids of requests begin with until the next look: each made anew would cost as much as the rest of a refusal."""
+        return str(uuid7())[:24].encode()
 
 
 def _lines(headers: Mapping[str, str]) -> str:
