@@ -58,8 +58,9 @@ class Room:
     def __init__(self, seats: int, patience: float) -> None:
         self._seats = self._free = seats
         self._patience = patience
-        self._waiting: deque[tuple[float, Callable[[bool], object]]] = deque()
+        self._waiting: deque[tuple[float, Callable[..., object], tuple[object, ...]]] = deque()
         self._pace = 0.0  # seats left in a second, while people waited for them
+        self._may_wait = 0.0  # how many, at that pace
         self._measured = -_STALE
         self._left = 0  # since then:
         self._since = 0.0
@@ -77,33 +78,35 @@ class Room:
             return True
         return False
 
-    def wait(self, turn: Callable[[bool], object]) -> bool:
-        """Whether one may wait: then `turn` is called with True once there is a seat, with False if that took too long."""
+    def wait(self, turn: Callable[..., object], *guest: object) -> bool:
+        """Whether one may wait: then `turn` is told of the guest, and whether there was a seat in time."""
         now = time.monotonic()
         if not self._waiting:
             if now - self._measured > _STALE:
-                self._pace = self._seats * _PACE
+                self._go_at(self._seats * _PACE)
             self._since, self._left = now, 0
         elif now - self._since > _SPELL:
-            self._pace = self._left / (now - self._since)
+            self._go_at(self._left / (now - self._since))
             self._since, self._left, self._measured = now, 0, now
-        if len(self._waiting) >= max(self._seats, self._pace * self._patience):
+        if len(self._waiting) >= self._may_wait:
             return False
-        self._waiting.append((now, turn))
+        self._waiting.append((now, turn, guest))
         return True
 
     def leave(self) -> None:
         """Give the seat to whoever has waited longest."""
         if self._waiting:
             self._left += 1
-            self._waiting.popleft()[1](True)
+            _, turn, guest = self._waiting.popleft()
+            turn(*guest, True)
         else:
             self._free += 1
 
     def look(self) -> None:
         """Tell those who have waited too long; to be called some times a second."""
         while self._waiting and self._waiting[0][0] < time.monotonic() - 1.25 * self._patience:
-            self._waiting.popleft()[1](False)
+            _, turn, guest = self._waiting.popleft()
+            turn(*guest, False)
 
     def turn_away(self) -> int:
         """Seconds until there is room for whoever is turned away now: no more are told the same as will be let in then."""
@@ -114,6 +117,9 @@ class Room:
         if self._told > now + LONGEST:  # there is no telling
             self._told = now + 1 / pace
         return ceil(self._told - now)
+
+    def _go_at(self, pace: float) -> None:
+        self._pace, self._may_wait = pace, max(self._seats, pace * self._patience)
 
 
 class Asked:

@@ -174,7 +174,7 @@ class Worker(GeventWorker):
         elif not asked.held and asked.room.enter():
             connection.enter(asked)
             self._go_on(connection, True)
-        elif not asked.held and asked.room.wait(partial(self._loop.run_callback, self._turn, connection, asked)):
+        elif not asked.held and asked.room.wait(self._loop.run_callback, self._turn, connection, asked):
             connection.readable.stop()
             connection.idle_since = None
         else:
