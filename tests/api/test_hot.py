@@ -359,3 +359,17 @@ def test_requests_that_come_together_are_answered_one_by_one(served: Callable[..
             received += part
     assert received.count(b"HTTP/1.1 200 OK\r\n") == 4
     assert received.count(b'"bio"') == 3
+
+
+def test_a_head_that_comes_in_pieces_is_answered_once(served: Callable[..., int], clinic: Clinic, doctor: Someone) -> None:
+    clinic.get(f"/doctors/{doctor.id}")
+    whole = f"GET {API}/doctors/{doctor.id} HTTP/1.1\r\nHost: a\r\n\r\n"
+    with socket.create_connection(("127.0.0.1", served()), timeout=10) as client:
+        for place in (3, 60, len(whole) - 2, len(whole)):
+            client.sendall(whole[:place].encode())
+            time.sleep(0.05)
+            client.sendall(whole[place:].encode())
+            answer = http.client.HTTPResponse(client)
+            answer.begin()
+            assert answer.status == 200
+            assert json.loads(answer.read())["id"] == str(doctor.id)
