@@ -67,8 +67,8 @@ class BothWays:
 def head(environ: dict[str, Any]) -> bytes:
     """The request as a client writes it, less the blank line."""
     target = quote(environ["PATH_INFO"].encode("latin-1")) + (f"?{environ['QUERY_STRING']}" if environ["QUERY_STRING"] else "")
-    headers = {name[5:].replace("_", "-").title(): value for name, value in environ.items() if name.startswith("HTTP_")}
-    lines = "".join(f"\r\n{name}: {value}" for name, value in headers.items())
+    headers = {name.removeprefix("HTTP_"): value for name, value in environ.items() if name.startswith(("HTTP_", "CONTENT_"))}
+    lines = "".join(f"\r\n{name.replace('_', '-').title()}: {value}" for name, value in headers.items())
     return f"{environ['REQUEST_METHOD']} {target} HTTP/1.1{lines}".encode("latin-1")
 
 
