@@ -69,7 +69,7 @@ class Run:
             yield number
         self.await_bookings(begun + bookings)
 
-    def await_bookings(self, number: int, seconds: float = 600.0) -> None:
+    def await_bookings(self, number: int, seconds: float = 900.0) -> None:
         """Wait until so many bookings have been acknowledged."""
         until(lambda: self.booked >= number, seconds)
 

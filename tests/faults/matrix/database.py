@@ -113,7 +113,7 @@ def contended(ground: Ground) -> None:
     other = stack.second("booking")
     stack.wait_until_ready()
     with ground.load() as run, duplicated(ground):
-        run.await_bookings(ground.many(5_000))
+        run.await_bookings(ground.many(2_000))
     stack.end(other)
     stack.restart("booking")
     ground.note_decisions(run, p99=8)
