@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -50,6 +52,7 @@ class MailServer:
     taken: list[EmailMessage] = field(default_factory=list)
     answer: Callable[[str], str | None] = lambda _: None
     controller: Controller | None = None
+    sessions: list[SMTP] = field(default_factory=list)
 
     @property
     def url(self) -> str:
@@ -69,13 +72,28 @@ class MailServer:
         return "250 OK"
 
     def start(self) -> None:
-        self.controller = Controller(self, hostname="127.0.0.1", port=self.port)
+        logging.getLogger("mail.log").setLevel(logging.WARNING)
+        self.controller = _Controller(self, hostname="127.0.0.1", port=self.port)
         self.controller.start()
 
     def stop(self) -> None:
         if self.controller is not None:
+            asyncio.run_coroutine_threadsafe(self._hang_up(), self.controller.loop).result(5)
             self.controller.stop()
             self.controller = None
+
+    async def _hang_up(self) -> None:
+        for session in self.sessions:
+            if session.transport is not None:
+                session.transport.abort()
+        await asyncio.sleep(0.02)  # in which they are forgotten
+
+
+class _Controller(Controller):
+    def factory(self) -> SMTP:
+        session = super().factory()
+        self.handler.sessions.append(session)
+        return session
 
 
 @pytest.fixture
