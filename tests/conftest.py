@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TypeVar
 
 import psycopg2
@@ -14,6 +15,9 @@ import redis
 from domain import migrations
 from domain.settings import Settings, load
 from local.servers import Broker, Cache, Postgres, Replica, Server
+
+ROOT = Path(__file__).parent
+STACKS = ("e2e", "faults", "load", "local", "security", "workers")
 
 AnyServer = TypeVar("AnyServer", bound=Server)
 
@@ -36,6 +40,11 @@ EMPTY = """
 def pytest_addoption(parser: pytest.Parser) -> None:
     """`--long` asks the tests of security for their full numbers."""
     parser.addoption("--long", action="store_true", help="run the tests of security with their full numbers")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the files that bring up whole stacks: if one of those came last, all other processes would wait for it."""
+    items.sort(key=lambda item: item.path.relative_to(ROOT).parts[0] not in STACKS)
 
 
 @pytest.fixture(scope="session")
