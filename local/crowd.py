@@ -196,7 +196,7 @@ def _publish(engine: Engine, settings: Settings, cache: Cache, doctors: Sequence
         for doctor in doctors:
             inbox.send(connection, settings, inbox.Sender(UUID(doctor.id), Role.DOCTOR, "crowd"), put)
     deadline = time.monotonic() + DECIDED_SECONDS
-    with Redis.from_url(settings.broker_url) as broker:
+    with Redis.from_url(settings.broker_url, socket_timeout=5) as broker:
         drainer = Drainer(settings, engine, cache, broker)
         while waiting := _waiting(engine):
             if time.monotonic() > deadline:
