@@ -34,7 +34,8 @@ class Proxy:
         self._replies = itertools.count(1)
         self._open = asyncio.Event()
         self._open.set()
-        self._server: asyncio.Server | None = None
+        self._listener: socket.socket | None = None
+        self._served: set[asyncio.Task[None]] = set()
         self._do(self._listen())
 
     def heal(self) -> None:
@@ -79,20 +80,35 @@ class Proxy:
         _loop.call_soon_threadsafe(self._open.set)
 
     async def _listen(self) -> None:
-        if self._server is None:
-            self._server = await asyncio.start_server(self._serve, "127.0.0.1", self.port)
+        # Not asyncio's server: one that is closed just after it accepted leaves that connection to the garbage collector.
+        if self._listener is None:
+            self._listener = socket.create_server(("127.0.0.1", self.port), backlog=1024)
+            self._listener.setblocking(False)
+            _loop.add_reader(self._listener, self._accept, self._listener)
+
+    def _accept(self, listener: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                task = _loop.create_task(self._serve(listener.accept()[0]))
+                self._served.add(task)
+                task.add_done_callback(self._served.discard)
 
     async def _close(self) -> None:
-        server, self._server = self._server, None
-        if server is not None:
-            server.close()
+        listener, self._listener = self._listener, None
+        if listener is not None:
+            _loop.remove_reader(listener)
+            listener.close()
         await self._end_all()
 
     async def _end_all(self) -> None:
         for writer in list(self._writers):
             _abort(writer)
 
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _serve(self, connection: socket.socket) -> None:
+        reader, writer = await asyncio.open_connection(sock=connection)
+        if self._listener is None:
+            _abort(writer)
+            return
         self._writers.add(writer)
         try:
             await self._open.wait()
