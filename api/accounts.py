@@ -36,7 +36,7 @@ from api.schemas import (
     Zone,
 )
 from api.services import request_id, services
-from domain import identity, passwords
+from domain import identity, passwords, verification
 from domain.cache import changing
 from domain.errors import Conflict
 from domain.identity import AlreadyRegistered, NewDoctor, NewPatient, RegisteredSpecialty, Representative
@@ -273,14 +273,14 @@ def decide_verification(body: dict[str, Any], doctor_id: UUID) -> dict[str, Any]
     use = services()
     try:
         with changing(use.engine, use.cache) as change:
-            lane = identity.decide_verification(change, use.settings, sender(), doctor_id, body["decision"], body.get("reason"))
+            lane = verification.decide(change, use.settings, sender(), doctor_id, body["decision"], body.get("reason"))
     except Conflict:  # it tells of a decision that was made before
         use.cache.finish_touching(f"doctor:{doctor_id}")
         raise
     if lane is not None:
         wake(lane)
     with use.reads.connect() as connection:
-        shown = identity.doctor_for_staff(connection, doctor_id)
+        shown = verification.doctor_for_staff(connection, doctor_id)
     use.cache.finish_touching(f"doctor:{doctor_id}")
     return shown
 
@@ -293,7 +293,7 @@ def list_doctors(query: dict[str, Any]) -> dict[str, Any]:
     """Ver os médicos e sua situação. / The doctors with their status, for verification."""
     page, page_size = query["page"], query["page_size"]
     items, total = services().cache.look_up(
-        lambda connection: identity.doctors_for_staff(
+        lambda connection: verification.doctors_for_staff(
             connection, status=query.get("status"), q=query.get("q"), page=page, page_size=page_size
         )
     )

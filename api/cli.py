@@ -17,7 +17,7 @@ from uuid import UUID
 from sqlalchemy import Connection, Engine, Row
 from uuid_utils.compat import uuid7
 
-from domain import credentials, database, identity, lives, logs, noticeboard, notices
+from domain import credentials, database, identity, lives, logs, noticeboard, notices, verification
 from domain.cache import Cache, changing
 from domain.errors import HealthMedError, Invalid, NotFound
 from domain.identifiers import Malformed, parse_crm
@@ -117,8 +117,8 @@ def _decide_on_doctor(asked: argparse.Namespace, engine: Engine, settings: Setti
     with _cache(engine, settings) as cache, changing(engine, cache) as change:
         staff = Sender(_staff(change.connection, settings, asked.by), Role.STAFF, request_id)
         doctor_id = _doctor(change.connection, asked.doctor)
-        lane = identity.decide_verification(change, settings, staff, doctor_id, asked.decision, asked.reason)
-        status = identity.doctor_for_staff(change.connection, doctor_id)["status"]
+        lane = verification.decide(change, settings, staff, doctor_id, asked.decision, asked.reason)
+        status = verification.doctor_for_staff(change.connection, doctor_id)["status"]
     _say(f"doctor {doctor_id} is {status} (request {request_id})")
     if lane is not None:
         _say("what was open or to come is refused or cancelled within seconds, one command each")

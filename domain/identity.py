@@ -1,9 +1,8 @@
-"""Who people are: registering them, what they log in with, their own accounts, and whether a doctor is verified."""
+"""Who people are: registering them, what they log in with, and their own accounts."""
 
 from __future__ import annotations
 
 import json
-import unicodedata
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, date, datetime
@@ -16,7 +15,6 @@ from sqlalchemy.exc import IntegrityError
 from uuid_utils.compat import uuid7
 
 from domain import audit, consents, inbox, links, passwords, privacy
-from domain.answers import COUNTED
 from domain.cache import Change
 from domain.errors import Conflict, Invalid, NotFound, Unavailable
 from domain.identifiers import Crm, Malformed, mask_cpf, name_key, normalise_email, parse_cpf
@@ -170,7 +168,7 @@ def insert_doctor(connection: Connection, settings: Settings, new: NewDoctor, pa
             "timezone": new.timezone,
         },
     )
-    _write_specialties(connection, doctor_id, new.specialties)
+    write_specialties(connection, doctor_id, new.specialties)
     return doctor_id
 
 
@@ -227,7 +225,7 @@ def keep_rehashed(engine: Engine, account: Account, password: str) -> None:
 
 def check_new_password(connection: Connection, settings: Settings, person_id: UUID, password: str, *, field: str) -> None:
     """Raises Invalid, which names the `field`, if somebody may not choose this password."""
-    row = _person(connection, person_id)
+    row = person(connection, person_id)
     private = _opened_row(settings, row)
     born = private.get("birth_date")
     personal = _personal(
@@ -240,7 +238,7 @@ def check_new_password(connection: Connection, settings: Settings, person_id: UU
 def change_email(connection: Connection, settings: Settings, person_id: UUID, email: str) -> bool:
     """Let a confirmed address be somebody's; whether it was another before. Raises AlreadyRegistered."""
     _lock_person(connection, person_id)
-    row = _person(connection, person_id)
+    row = person(connection, person_id)
     private = _opened_row(settings, row)
     changed = bool(private["email"] != email)
     key = privacy.unwrap(settings.data_keys, person_id, bytes(row.wrapped))
@@ -263,7 +261,7 @@ def change_email(connection: Connection, settings: Settings, person_id: UUID, em
 
 def own_account(connection: Connection, settings: Settings, person_id: UUID) -> dict[str, Any]:
     """Somebody's account as they see it themselves: no password, and never a CPF whole."""
-    row = _person(connection, person_id)
+    row = person(connection, person_id)
     private = _opened_row(settings, row)
     account: dict[str, Any] = {
         "id": row.id,
@@ -285,7 +283,7 @@ def own_account(connection: Connection, settings: Settings, person_id: UUID) -> 
             "representative": representative and {"name": representative["name"], "cpf_masked": mask_cpf(representative["cpf"])},
         }
     if row.role == Role.DOCTOR:
-        account |= _doctor_fields(row)
+        account |= doctor_fields(row)
         if row.verification_reason is not None:
             key = privacy.unwrap(settings.data_keys, row.id, bytes(row.wrapped))
             reason = privacy.open_sealed(key, bytes(row.verification_reason), context=REASON, row_id=row.id)
@@ -300,7 +298,7 @@ def change_patient(change: Change, settings: Settings, person_id: UUID, edits: M
     """
     connection = change.connection
     _lock_person(connection, person_id)
-    row = _person(connection, person_id)
+    row = person(connection, person_id)
     private = _opened_row(settings, row)
     if "cpf" in edits and private["cpf"] is not None and edits["cpf"] != private["cpf"]:
         raise Invalid({"cpf": ["Já há um CPF; só a equipe o corrige. / There is a CPF already; staff corrects it."]})
@@ -335,7 +333,7 @@ def correct_cpf(change: Change, settings: Settings, staff: inbox.Sender, patient
     """Let staff put a patient's CPF right, and keep why. Raises NotFound, Invalid, and AlreadyRegistered if somebody has it."""
     connection = change.connection
     _lock_person(connection, patient_id)
-    row = _person(connection, patient_id)
+    row = person(connection, patient_id)
     if row.role != Role.PATIENT:
         raise NotFound
     private = _opened_row(settings, row) | {"cpf": cpf}
@@ -363,8 +361,8 @@ def change_doctor(change: Change, settings: Settings, doctor_id: UUID, edits: Ma
     Raises Invalid.
     """
     connection = change.connection
-    _lock_doctor(connection, doctor_id)
-    row = _person(connection, doctor_id)
+    lock_doctor(connection, doctor_id)
+    row = person(connection, doctor_id)
     if "specialties" in edits:
         _check_specialties(edits["specialties"])
     pending = dict(row.pending or {})
@@ -372,9 +370,9 @@ def change_doctor(change: Change, settings: Settings, doctor_id: UUID, edits: Ma
         _await_verification(connection, row, edits, pending)
     else:
         if "name" in edits:
-            _rename_doctor(change, settings, row, edits["name"])
+            rename_doctor(change, settings, row, edits["name"])
         if "specialties" in edits:
-            _write_specialties(connection, doctor_id, edits["specialties"])
+            write_specialties(connection, doctor_id, edits["specialties"])
     connection.execute(
         text("update doctors set price = :price, bio = :bio, pending = cast(:pending as jsonb) where id = :id"),
         {
@@ -390,85 +388,7 @@ def change_doctor(change: Change, settings: Settings, doctor_id: UUID, edits: Ma
             {"id": doctor_id, "language": edits["language"]},
         )
     audit.record(connection, doctor_id, doctor_id, Role.DOCTOR, "profile_changed")
-    _touch_doctor(change, doctor_id)
-
-
-def decide_verification(
-    change: Change, settings: Settings, staff: inbox.Sender, doctor_id: UUID, decision: str, reason: str | None
-) -> int | None:
-    """Let staff `verify`, `reject` or `suspend` a doctor; returns the lane to wake, if commands were sent.
-
-    Verifying applies what was waiting for it. Rejecting a verified doctor only drops what was waiting. Suspending refuses and
-    cancels what is to come, one command each. Raises NotFound, Conflict for a step that makes no sense, and AlreadyRegistered
-    if somebody else holds a rejected doctor's CRM by now.
-    """
-    connection = change.connection
-    _lock_doctor(connection, doctor_id)
-    row = _person(connection, doctor_id)
-    if row.role != Role.DOCTOR:
-        raise NotFound
-    status = _STEPS.get((decision, row.doctor_status))
-    if status is None or (decision == "reject" and status == "verified" and not row.pending):
-        raise Conflict
-    pending = row.pending or {}
-    if decision == "verify":
-        if "name" in pending:
-            _rename_doctor(change, settings, row, pending["name"])
-        if "specialties" in pending:
-            _write_specialties(connection, doctor_id, [RegisteredSpecialty(**each) for each in pending["specialties"]])
-    key = privacy.unwrap(settings.data_keys, doctor_id, bytes(row.wrapped))
-    try:
-        connection.execute(
-            text(
-                """
-                update doctors set status = :status, verified_by = :staff_id, verified_at = clock_timestamp(),
-                                   verification_reason = :reason,
-                                   pending = case when :decision = 'suspend' then pending end
-                where id = :id
-                """
-            ),
-            {
-                "id": doctor_id,
-                "status": status,
-                "staff_id": staff.id,
-                "reason": reason and privacy.seal(key, reason, context=REASON, row_id=doctor_id),
-                "decision": decision,
-            },
-        )
-    except IntegrityError:
-        raise AlreadyRegistered from None
-    audit.record(connection, doctor_id, staff.id, staff.role, _DONE[decision])
-    _touch_doctor(change, doctor_id)
-    if decision != "suspend":
-        return None
-    return inbox.send_suspension(connection, settings, staff, doctor_id, _SUSPENDED)
-
-
-def doctor_for_staff(connection: Connection, doctor_id: UUID) -> dict[str, Any]:
-    """A doctor as staff sees them when verifying. Raises NotFound."""
-    row = connection.execute(text(f"{_STAFF_VIEW} where doctors.id = :id"), {"id": doctor_id}).one_or_none()
-    if row is None:
-        raise NotFound
-    return _staff_fields(row)
-
-
-def doctors_for_staff(
-    connection: Connection, *, status: str | None, q: str | None, page: int, page_size: int
-) -> tuple[list[dict[str, Any]], int]:
-    """One page of the doctors, those who wait longest first, and how many there are, as far as is counted.
-
-    `q` is found anywhere in the name.
-    """
-    condition = "where (cast(:status as text) is null or doctors.status = :status) and search_name like :pattern"
-    escaped = _searchable(q or "").replace("\\", r"\\").replace("%", r"\%").replace("_", r"\_")
-    parameters = {"status": status, "pattern": f"%{escaped}%"}
-    rows = connection.execute(
-        text(f"{_STAFF_VIEW} {condition} order by doctors.id limit :limit offset :offset"),
-        {**parameters, "limit": page_size, "offset": (page - 1) * page_size},
-    ).all()
-    counted = text(f"select count(*) from (select from doctors {condition} limit {COUNTED}) as counted")
-    total = connection.execute(counted, parameters).scalar_one()
-    return [_staff_fields(row) for row in rows], total
+    touch_doctor(change, doctor_id)
 
 
 def opened(settings: Settings, person_id: UUID, wrapped: bytes, private: bytes) -> dict[str, Any]:
@@ -488,23 +408,6 @@ def cpf_hash(settings: Settings, cpf: str) -> bytes:
     return privacy.look_up_hash(settings.hash_key, "cpf", cpf)
 
 
-_SUSPENDED = "O médico deixou de atender pela Health&Med. / The doctor no longer sees patients through Health&Med."
-
-# What each decision of staff makes of a doctor's status; what is not here makes no sense.
-_STEPS: Final[Mapping[tuple[str, str], str]] = {
-    ("verify", "pending_verification"): "verified",
-    ("verify", "verified"): "verified",
-    ("verify", "suspended"): "verified",
-    ("verify", "rejected"): "verified",
-    ("reject", "pending_verification"): "rejected",
-    ("reject", "verified"): "verified",  # only what waits for verification is rejected
-    ("reject", "suspended"): "rejected",
-    ("reject", "rejected"): "rejected",
-    ("suspend", "verified"): "suspended",
-    ("suspend", "suspended"): "suspended",
-}
-_DONE: Final = {"verify": "verified", "reject": "rejected", "suspend": "suspended"}
-
 _PERSON = text(
     """
     select people.id, people.role, people.language, coalesce(doctors.timezone, people.timezone) as timezone, private, wrapped,
@@ -517,16 +420,10 @@ _PERSON = text(
     where people.id = :id
     """
 )
-_STAFF_VIEW = """
-    select doctors.id, doctors.name as doctor_name, doctors.status as doctor_status, crm_number, crm_suffix, crm_state, bio,
-           price, currency, doctors.timezone, pending, verified_at, people.created_at,
-           (select json_agg(json_build_object('code', code, 'rqe', rqe) order by code)
-            from doctor_specialties where doctor_id = doctors.id) as specialties
-    from doctors join people using (id)
-"""
 
 
-def _person(connection: Connection, person_id: UUID) -> Row[Any]:
+def person(connection: Connection, person_id: UUID) -> Row[Any]:
+    """Somebody's row, with their key and, of a doctor, what staff verifies. Raises NotFound."""
     row = connection.execute(_PERSON, {"id": person_id}).one_or_none()
     if row is None:
         raise NotFound
@@ -647,13 +544,14 @@ def _lock_person(connection: Connection, person_id: UUID) -> None:
     connection.execute(text("select from people where id = :id for no key update"), {"id": person_id})
 
 
-def _lock_doctor(connection: Connection, doctor_id: UUID) -> None:
+def lock_doctor(connection: Connection, doctor_id: UUID) -> None:
     """The locks of a change to a doctor, in the order that everybody keeps: the doctor, then the person."""
     connection.execute(text("select from doctors where id = :id for no key update"), {"id": doctor_id})
     _lock_person(connection, doctor_id)
 
 
-def _rename_doctor(change: Change, settings: Settings, row: Row[Any], name: str) -> None:
+def rename_doctor(change: Change, settings: Settings, row: Row[Any], name: str) -> None:
+    """Let a doctor, whose row is locked, have another name from now on."""
     if name == row.doctor_name:
         return
     change.connection.execute(
@@ -677,23 +575,26 @@ def _await_verification(connection: Connection, row: Row[Any], edits: Mapping[st
     if "specialties" in edits:
         pending.pop("specialties", None)
         verified = {RegisteredSpecialty(**each) for each in row.specialties or ()}
-        _write_specialties(connection, row.id, [each for each in edits["specialties"] if each in verified])
+        write_specialties(connection, row.id, [each for each in edits["specialties"] if each in verified])
         if not verified.issuperset(edits["specialties"]):
             pending["specialties"] = [asdict(each) for each in edits["specialties"]]
 
 
-def _write_specialties(connection: Connection, doctor_id: UUID, specialties: Iterable[RegisteredSpecialty]) -> None:
+def write_specialties(connection: Connection, doctor_id: UUID, specialties: Iterable[RegisteredSpecialty]) -> None:
+    """Let these be the specialties that a doctor is shown with."""
     connection.execute(text("delete from doctor_specialties where doctor_id = :id"), {"id": doctor_id})
     rows = [{"id": doctor_id, "code": each.code, "rqe": each.rqe} for each in specialties]
     if rows:
         connection.execute(text("insert into doctor_specialties (doctor_id, code, rqe) values (:id, :code, :rqe)"), rows)
 
 
-def _touch_doctor(change: Change, doctor_id: UUID) -> None:
+def touch_doctor(change: Change, doctor_id: UUID) -> None:
+    """Invalidate everything that shows a doctor but appointments."""
     change.touch(f"doctor:{doctor_id}", f"person:{doctor_id}", "directory", "directory-free")
 
 
-def _doctor_fields(row: Row[Any]) -> dict[str, Any]:
+def doctor_fields(row: Row[Any]) -> dict[str, Any]:
+    """What a doctor and staff see of their profile, by their row."""
     pending = dict(row.pending or {})
     if "specialties" in pending:
         pending["specialties"] = _named(pending["specialties"])
@@ -710,23 +611,12 @@ def _doctor_fields(row: Row[Any]) -> dict[str, Any]:
     }
 
 
-def _staff_fields(row: Row[Any]) -> dict[str, Any]:
-    return {"id": row.id, **_doctor_fields(row), "created_at": row.created_at}
-
-
 def _crm(row: Row[Any]) -> str:
     return str(Crm(row.crm_number, row.crm_suffix, row.crm_state))
 
 
 def _named(specialties: Iterable[Mapping[str, str]]) -> list[dict[str, str]]:
     return [{"code": each["code"], "name": SPECIALTIES[each["code"]].name, "rqe": each["rqe"]} for each in specialties]
-
-
-def _searchable(q: str) -> str:
-    try:
-        return name_key(q)
-    except Malformed:
-        return unicodedata.normalize("NFKD", q).casefold()
 
 
 def _personal(

@@ -15,7 +15,7 @@ from uuid import UUID
 
 from sqlalchemy import Engine, text
 
-from domain import database, identity, logs, passwords
+from domain import database, identity, logs, passwords, verification
 from domain.cache import Cache, Change, changing
 from domain.identity import AlreadyRegistered
 from domain.inbox import Sender
@@ -87,9 +87,9 @@ def _verify(change: Change, settings: Settings, doctors: Sequence[UUID]) -> None
     staff = Sender(account.id, Role.STAFF, story.REQUEST_ID)
     for doctor_id, new in zip(doctors, DOCTORS, strict=True):
         if new not in PENDING:
-            identity.decide_verification(change, settings, staff, doctor_id, "verify", None)
+            verification.decide(change, settings, staff, doctor_id, "verify", None)
         if new in SUSPENDED:
-            identity.decide_verification(change, settings, staff, doctor_id, "suspend", "Registro no conselho em revisão.")
+            verification.decide(change, settings, staff, doctor_id, "suspend", "Registro no conselho em revisão.")
 
 
 def _log_ins(engine: Engine, settings: Settings) -> LogIns:

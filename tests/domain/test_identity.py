@@ -13,7 +13,7 @@ import pytest
 from sqlalchemy import Engine, create_engine, text
 from uuid_utils.compat import uuid7
 
-from domain import audit, identity, passwords, privacy
+from domain import audit, identity, passwords, privacy, verification
 from domain.cache import Cache, changing
 from domain.chains import verify
 from domain.errors import Invalid
@@ -206,7 +206,7 @@ def test_changes_of_an_account_are_written_down(engine: Engine, cache: Cache, se
 
     with changing(engine, cache) as change:
         identity.change_doctor(change, settings, doctor_id, {"price": 1})
-        identity.decide_verification(change, settings, Sender(staff_id, Role.STAFF), doctor_id, "verify", None)
+        verification.decide(change, settings, Sender(staff_id, Role.STAFF), doctor_id, "verify", None)
     with engine.connect() as connection:
         rows = connection.execute(text("select actor_id, actor_role, action from audit order by position")).all()
     assert [tuple(row) for row in rows] == [
