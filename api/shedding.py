@@ -89,6 +89,7 @@ class Room:
             self._go_at(self._left / (now - self._since))
             self._since, self._left, self._measured = now, 0, now
         if len(self._waiting) >= self._may_wait:
+            self._shed(now)
             return False
         self._waiting.append((now, turn, guest))
         return True
@@ -106,17 +107,23 @@ class Room:
         """Tell those who have waited too long; to be called some times a second."""
         while self._waiting and self._waiting[0][0] < time.monotonic() - 1.25 * self._patience:
             _, turn, guest = self._waiting.popleft()
+            self._shed(time.monotonic())
             turn(*guest, False)
 
     def turn_away(self) -> int:
-        """Seconds until there is room for whoever is turned away now: no more are told the same as will be let in then."""
+        """Seconds until there is room for whoever is turned away now: no more are told the same as will be let in then.
+
+        It does not make an overload last: who needs no seat is turned away while there is one, and comes back.
+        """
         now = time.monotonic()
-        self._sheds_until = now + CALM_SECONDS
         pace = max(self._pace, self._seats)
         self._told = max(self._told, now + len(self._waiting) / pace) + 1 / pace
         if self._told > now + LONGEST:  # there is no telling
             self._told = now + 1 / pace
         return ceil(self._told - now)
+
+    def _shed(self, now: float) -> None:
+        self._sheds_until = now + CALM_SECONDS
 
     def _go_at(self, pace: float) -> None:
         self._pace, self._may_wait = pace, max(self._seats, pace * self._patience)

@@ -130,6 +130,7 @@ def test_those_who_are_turned_away_are_told_to_come_when_there_is_room(clock: li
     clock[0] += 2
     assert not guests.room.sheds
     told = Counter(guests.room.turn_away() for _ in range(32000))
+    assert not guests.room.sheds  # who waits for a decision and is turned away must not keep all others who do out
     assert set(told) == set(range(1, 11))  # of far too many none is told never to come, and few to come at the same time
     assert max(told.values()) < 4000
 
