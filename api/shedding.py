@@ -132,10 +132,10 @@ class Room:
 class Asked:
     """One whole request, of which no more is known than its kind."""
 
-    __slots__ = ("closes", "head", "held", "id", "length", "origin", "room")
+    __slots__ = ("body", "closes", "head", "held", "id", "length", "origin", "room")
 
-    def __init__(self, head: bytes, lowered: bytes, length: int, room: Room) -> None:
-        self.head, self.length, self.room = head, length, room
+    def __init__(self, head: bytes, lowered: bytes, body: bytes, length: int, room: Room) -> None:
+        self.head, self.body, self.length, self.room = head, body, length, room
         # It will do nothing but wait for a decision, and needs no seat for that.
         self.held = head.startswith(b"GET /api/v1/commands/") and b"\r\nprefer:" in lowered
         self.closes = b"\r\nconnection: close" in lowered  # its sender wants the connection closed afterwards
@@ -198,7 +198,7 @@ class Door:
             return None
         if lowered.count(b"content-length") != (length is not None) or len(body) != int(length[1] if length else 0):
             return None
-        return Asked(head, lowered, len(received), self._reads if line["read"] else self._others)
+        return Asked(head, lowered, body, len(received), self._reads if line["read"] else self._others)
 
     def refusal(self, asked: Asked) -> bytes:
         """The whole answer to whoever is turned away."""

@@ -32,25 +32,26 @@ READ: Final = 1
 class Connection:
     """One client's connection: between two requests, or with the one that is being answered."""
 
-    __slots__ = ("client", "head", "idle_since", "readable", "request", "room", "served", "whole")
+    __slots__ = ("address", "asked", "client", "idle_since", "readable", "request", "room", "served", "whole")
 
-    def __init__(self, client: Any) -> None:
+    def __init__(self, client: Any, addr: Any) -> None:
         self.client = client
+        self.address = addr[0] if isinstance(addr, tuple) else ""
         self.served = gevent.getcurrent()  # by this greenlet
         self.readable = gevent.get_hub().loop.io(client.fileno(), READ)
         self.idle_since: float | None = None  # while the loop waits for a request
         self.request: Any = None
+        self.asked: Asked | None = None  # what it is, if that is known before anything is parsed
         self.room: Any = None  # where the request has a seat
-        self.head = b""  # of that request
         self.whole = True  # nothing of a former request is left to be read
 
     def enter(self, asked: Asked) -> None:
-        """Have a request answered that has its seat."""
-        self.room, self.head = asked.room, asked.head
+        """Have a request answered that has its seat, or needs none."""
+        self.asked, self.room = asked, None if asked.held else asked.room
 
     def leave(self) -> None:
         """Give back what the request needed."""
-        self.request = None
+        self.request = self.asked = None
         if self.room is not None:
             self.room.leave()
             self.room = None
@@ -76,7 +77,7 @@ class Worker(GeventWorker):
         """Serve until told to stop, then end in order."""
         from api import wsgi  # only now: whatever opens a connection must come after the fork, and be patched
 
-        self._door, self._hot = wsgi.door, wsgi.hot
+        self._door, self._hot, self._hot_commands = wsgi.door, wsgi.hot, wsgi.hot_commands
         self._loop = gevent.get_hub().loop
         self._served = Pool(self.worker_connections)
         servers = [self._serve(listener) for listener in self.sockets]
@@ -99,7 +100,7 @@ class Worker(GeventWorker):
     def handle(self, listener: Any, client: Any, addr: Any) -> None:
         """Answer the requests of one connection, one after another."""
         greenlet = gevent.getcurrent()
-        connection = self._connections[greenlet] = Connection(client)
+        connection = self._connections[greenlet] = Connection(client, addr)
         try:
             super().handle(listener, client, addr)
         finally:
@@ -118,9 +119,9 @@ class Worker(GeventWorker):
         while True:
             self._listen(connection)
             comes = gevent.get_hub().switch()
-            if connection.room is None:
+            if connection.asked is None:
                 return gevent.Timeout(HEAD_SECONDS if comes else 0, False)
-            if not self._answer_hot(connection):
+            if not self._answer_hot(connection, connection.asked):
                 return contextlib.nullcontext()  # all of it is here
             connection.leave()
 
@@ -133,13 +134,18 @@ class Worker(GeventWorker):
         connection.whole = isinstance(reader, LengthReader) and reader.length == 0 and not req.unreader.buf.getbuffer().nbytes
         return answered
 
-    def _answer_hot(self, connection: Connection) -> bool:
-        """Answer a request from what is at hand, without gunicorn's parser, if it is as plain as that."""
-        answer = None if self._hot is None else self._hot.answer(connection.head)
+    def _answer_hot(self, connection: Connection, asked: Asked) -> bool:
+        """Answer a request from what is at hand, or store a booking, without gunicorn's parser, if it is as plain as that."""
+        if self._hot is None or self._hot_commands is None:
+            return False
+        if asked.body or asked.held:
+            answer = self._hot_commands.answer(asked.head, asked.body, connection.address)
+        else:
+            answer = self._hot.answer(asked.head)
         if answer is None:
             return False
         client = connection.client
-        client.recv(len(connection.head) + len(b"\r\n\r\n"))
+        client.recv(asked.length)
         sent = client.send(answer)  # all of it, as a rule, and cheaper than `sendall`
         if sent < len(answer):
             client.sendall(answer[sent:])
@@ -169,9 +175,9 @@ class Worker(GeventWorker):
         except OSError:
             received = b""
         asked = self._door.see(received) if received else None
-        if asked is None or (asked.held and not asked.room.sheds):
+        if asked is None:
             self._go_on(connection, received != b"")
-        elif not asked.held and asked.room.enter():
+        elif not asked.room.sheds if asked.held else asked.room.enter():
             connection.enter(asked)
             self._go_on(connection, True)
         elif not asked.held and asked.room.wait(self._loop.run_callback, self._turn, connection, asked):

@@ -45,9 +45,8 @@ else:
     bound_waits()
 limit_hashing(max(1, (os.cpu_count() or 1) // settings.api_workers))
 app = create_app(settings)
-if settings.hot_reads:
-    app.wsgi_app = HotCommands(app, app.wsgi_app)  # type: ignore[method-assign]
-hot = HotReads(app, app.wsgi_app) if settings.hot_reads else None
+hot_commands = HotCommands(app, app.wsgi_app) if settings.hot_reads else None
+hot = HotReads(app, hot_commands) if hot_commands is not None else None
 if hot is not None:
     app.wsgi_app = hot  # type: ignore[method-assign]
 door = Door(settings)
