@@ -112,9 +112,7 @@ def _admit() -> None:
 
 def _standing(session_id: UUID) -> bytes:
     try:
-        alive = services().cache.read(
-            sessions.scope(session_id), "alive", lambda connection: sessions.alive(connection, session_id)
-        )
+        alive = sessions.read(services().cache, session_id)
     except NotFound:
         raise NotAuthenticated from None
     if alive.degraded:

@@ -1,10 +1,11 @@
 """Answers hot reads from Redis in front of Flask, as Flask would; whatever is not certain goes on to Flask as it came.
 
-A hot read is a GET whose answer is cached, in time and meant for its reader, whose session is cached as alive. Flask alone fills,
-waits, refuses and explains: this layer may be switched off (`HOT_READS=off`), and only the cost of a read changes.
+A hot read is a GET whose answer is cached, in time and meant for its reader, whose session is cached as alive. Flask alone waits,
+refuses and explains: this layer may be switched off (`HOT_READS=off`), and only the cost of a read changes.
 
 It is asked in two ways: by the worker with the bytes of a request (`answer`), before anything else has parsed them, which is what
 makes a read cheap; and as a WSGI application with whatever is not so plain, such as requests that come together or in pieces.
+In the first way what is not cached is filled here too, as the route's own view would have it filled.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from email.utils import formatdate
 from functools import cache, lru_cache
 from time import perf_counter, time
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from uuid import UUID
 
 import structlog
 from flask import Flask, Request
@@ -34,7 +36,7 @@ from api.schemas import Blueprint
 from api.services import Services, sane_id
 from domain import directory, logs, metrics, projections, sessions, tokens, traces
 from domain.answers import resolved
-from domain.cache import Ready, Wanted, etag
+from domain.cache import Answer, Ready, Wanted, etag
 from domain.directory import SearchQuery
 from domain.errors import HealthMedError
 from domain.privacy import redact
@@ -91,11 +93,12 @@ class _Asked(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class _Read:
-    """A route of Flask's that may be answered here: who may read it, where that is cached, and what makes it whole."""
+    """A route of Flask's that may be answered here: who may read it, where that is cached, what fills it and makes it whole."""
 
     rule: str
     readers: frozenset[Role]
     at: Callable[[_Asked], Wanted | None]
+    fill: Callable[[_Asked], Answer]
     whole: Callable[[_Asked, Ready], Ready | None] = lambda _, ready: ready
 
 
@@ -114,12 +117,12 @@ class HotReads:
         self._pages: dict[tuple[str, ...], Ready] = {}
         self._searched = lru_cache(_QUERIES)(lambda query: directory.at_search(settings, _read_query(DoctorQuery, query)))
         self._reads = {
-            "doctor": _Read("/api/v1/doctors/<uuid:doctor_id>", Anyone, _at_doctor),
-            "agenda": _Read("/api/v1/doctors/<uuid:doctor_id>/agenda", Anyone, _at_agenda),
-            "search": _Read("/api/v1/doctors", Anyone, self._at_search, self._page),
-            "command": _Read("/api/v1/commands/<uuid:command_id>", AnyToken, _at_command),
-            "appointment": _Read("/api/v1/appointments/<uuid:appointment_id>", Patient | Doctor, _at_appointment),
-            "appointments": _Read("/api/v1/appointments", Patient | Doctor, _at_appointments),
+            "doctor": _Read("/api/v1/doctors/<uuid:doctor_id>", Anyone, _at_doctor, _doctor),
+            "agenda": _Read("/api/v1/doctors/<uuid:doctor_id>/agenda", Anyone, _at_agenda, _agenda),
+            "search": _Read("/api/v1/doctors", Anyone, self._at_search, _search, self._page),
+            "command": _Read("/api/v1/commands/<uuid:command_id>", AnyToken, _at_command, _command),
+            "appointment": _Read("/api/v1/appointments/<uuid:appointment_id>", Patient | Doctor, _at_appointment, _appointment),
+            "appointments": _Read("/api/v1/appointments", Patient | Doctor, _at_appointments, _appointments),
         }
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
@@ -139,22 +142,23 @@ class HotReads:
         if self._extensions["healthmed"].leaving.is_set():
             return None
         get = _parsed(head)
-        answer = None if get is None else self._answer(get)
+        answer = None if get is None else self._answer(get, fills=True)
         if answer is None:
             return None
         lines = "".join([f"{name}: {value}\r\n" for name, value in answer.headers])
         begun = f"HTTP/1.1 {answer.status}\r\nServer: {SERVER}\r\nDate: {_date(int(time()))}\r\nConnection: keep-alive\r\n"
         return f"{begun}{lines}\r\n".encode("latin-1") + answer.body
 
-    def _answer(self, get: _Get) -> _Answer | None:
+    def _answer(self, get: _Get, *, fills: bool = False) -> _Answer | None:
         began = perf_counter()
         path = _PATHS.fullmatch(get.path)
         if path is None:
             return None
         name = str(path.lastgroup)
         read, used = self._reads[name], self._extensions["healthmed"]
+        request_id = sane_id(get.request_id)
         try:
-            found = _find(read, used, path[name], get)
+            found = _find(read, used, path[name], get, request_id if fills else None)
         except HealthMedError:  # which Flask will explain
             return None
         except Exception as error:
@@ -163,7 +167,6 @@ class HotReads:
         if found is None:
             return None
         (tag, body), session_id = found
-        request_id = sane_id(get.request_id)
         caching = PRIVATE if read.readers else PUBLIC
         headers = [("ETag", f'"{tag}"'), ("Cache-Control", caching), ("X-Request-ID", request_id), *self._standing]
         if _is_held(get, tag):
@@ -252,8 +255,11 @@ def _is_held(get: _Get, tag: str) -> bool:
     return get.held is not None and (get.held == f'"{tag}"' or parse_etags(get.held).contains_weak(tag))
 
 
-def _find(read: _Read, used: Services, path_id: str, get: _Get) -> tuple[Ready, str | None] | None:
-    """What is wanted and in which session, if all of it is at hand. Raises HealthMedError where Flask would refuse."""
+def _find(read: _Read, used: Services, path_id: str, get: _Get, fill_as: str | None) -> tuple[Ready, str | None] | None:
+    """What is wanted and in which session, if all of it is at hand. Raises HealthMedError where Flask would refuse.
+
+    What is not at hand is filled for a request whose id is given, which the log will tell then.
+    """
     used.cache.new_budget()
     claims: Claims | None = None
     if read.readers:
@@ -270,22 +276,53 @@ def _find(read: _Read, used: Services, path_id: str, get: _Get) -> tuple[Ready, 
         found = used.cache.at_hand([wanted])
     else:
         found = used.cache.at_hand([wanted, sessions.standing(claims.session_id)], claims.person_id)
-    if found is None or (claims is not None and found[1][1] != sessions.ALIVE):
+    if found is not None and claims is not None and found[1][1] != sessions.ALIVE:
         return None
-    whole = read.whole(asked, found[0])
+    whole = None if found is None else read.whole(asked, found[0])
+    if whole is None and fill_as is not None:
+        whole = _filled(read, asked, fill_as)
     return None if whole is None else (whole, None if claims is None else str(claims.session_id))
+
+
+def _filled(read: _Read, asked: _Asked, request_id: str) -> Ready | None:
+    """What is not at hand, as Flask and the route's view would have it filled, unless Flask would say more than that."""
+    cache, claims = asked.used.cache, asked.claims
+    if not cache.in_use:
+        return None
+    structlog.contextvars.clear_contextvars()
+    structlog.contextvars.bind_contextvars(request_id=request_id)
+    if claims is not None and sessions.read(cache, claims.session_id).body != sessions.ALIVE:
+        return None
+    answer = read.fill(asked)
+    return None if answer.degraded else (answer.etag, answer.body)
 
 
 def _at_doctor(asked: _Asked) -> Wanted | None:
     return None if asked.query else directory.at_doctor(asked.id)
 
 
+def _doctor(asked: _Asked) -> Answer:
+    return directory.doctor(asked.used.cache, UUID(asked.id))
+
+
 def _at_agenda(asked: _Asked) -> Wanted:
     return directory.at_agenda(asked.id, **_read_query(AgendaQuery, asked.query))
 
 
+def _agenda(asked: _Asked) -> Answer:
+    return directory.agenda(asked.used.cache, UUID(asked.id), **_read_query(AgendaQuery, asked.query))
+
+
+def _search(asked: _Asked) -> Answer:
+    return directory.search(asked.used.cache, _read_query(DoctorQuery, asked.query))
+
+
 def _at_command(asked: _Asked) -> Wanted | None:
     return None if asked.query else projections.at_command(asked.id)
+
+
+def _command(asked: _Asked) -> Answer:
+    return projections.command(asked.used.cache, UUID(asked.id), asked.claims.person_id)
 
 
 def _at_appointment(asked: _Asked) -> Wanted | None:
@@ -294,10 +331,20 @@ def _at_appointment(asked: _Asked) -> Wanted | None:
     return projections.at_appointment(asked.used.cache, asked.id, asked.claims.person_id, asked.claims.role)
 
 
+def _appointment(asked: _Asked) -> Answer:
+    return projections.appointment(asked.used.cache, UUID(asked.id), asked.claims.person_id, asked.claims.role)
+
+
 def _at_appointments(asked: _Asked) -> Wanted:
     person_id = asked.claims.person_id
     query, after = resolved(asked.used.settings, _read_query(ListQuery, asked.query), person_id)
     return projections.at_appointments(asked.used.cache, person_id, asked.claims.role, query, after)
+
+
+def _appointments(asked: _Asked) -> Answer:
+    return projections.appointments(
+        asked.used.cache, asked.claims.person_id, asked.claims.role, _read_query(ListQuery, asked.query)
+    )
 
 
 @lru_cache(_QUERIES)

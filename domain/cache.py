@@ -121,6 +121,11 @@ class Cache:
         """Whether the last look at the `cache` row found no database."""
         return self._row.unreachable
 
+    @property
+    def in_use(self) -> bool:
+        """Whether projections are to be believed now, and the database can be reached to fill them."""
+        return self._row.epoch() is not None and not self.without_database
+
     def now(self) -> datetime:
         """The database's clock: never behind it, and ahead by the time of a round trip at most. Raises Unavailable."""
         return datetime.fromtimestamp(self._row.latest(), UTC)

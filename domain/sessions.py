@@ -14,7 +14,7 @@ from sqlalchemy import Connection, Engine, text
 from uuid_utils.compat import uuid7
 
 from domain import personal, privacy, tokens
-from domain.cache import Cache, Change, Filled, Wanted, changing
+from domain.cache import Answer, Cache, Change, Filled, Wanted, changing
 from domain.errors import NotAuthenticated, NotFound
 from domain.schedule import Role
 from domain.settings import Settings
@@ -179,20 +179,14 @@ def standing(session_id: UUID) -> Wanted:
     return scope(session_id), "alive"
 
 
+def read(cache: Cache, session_id: UUID) -> Answer:
+    """How a session stands, as it is cached or filled now. Raises NotFound if it is over."""
+    return cache.read(*standing(session_id), lambda connection: alive(connection, session_id))
+
+
 def alive(connection: Connection, session_id: UUID) -> Filled | None:
     """What is cached of a session: how it stands. None, which is never cached, if it is over."""
-    row = connection.execute(
-        text(
-            """
-            select expires_at, people.status, role = 'staff' and not exists (
-                select from second_factors where second_factors.person_id = people.id and confirmed_at is not null
-            ) as without_totp
-            from sessions join people on people.id = person_id
-            where sessions.id = :id and revoked_at is null and expires_at > clock_timestamp()
-            """
-        ),
-        {"id": session_id},
-    ).one_or_none()
+    row = connection.execute(_STANDING, {"id": session_id}).one_or_none()
     if row is None:
         return None
     body = ERASED if row.status == "erased" else WITHOUT_TOTP if row.without_totp else ALIVE
@@ -237,6 +231,15 @@ def _origin(key: bytes, row: Any) -> Origin | None:
     return Origin(told["address"], told["agent"])
 
 
+_STANDING = text(
+    """
+    select expires_at, people.status, role = 'staff' and not exists (
+        select from second_factors where second_factors.person_id = people.id and confirmed_at is not null
+    ) as without_totp
+    from sessions join people on people.id = person_id
+    where sessions.id = :id and revoked_at is null and expires_at > clock_timestamp()
+    """
+)
 _LOCKED = text(
     """
     select person_id, role, refresh_id, previous_refresh_id, refreshed_at, expires_at, revoked_at, clock_timestamp() as now

@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -18,7 +19,7 @@ from uuid import UUID
 import pytest
 from uuid_utils.compat import uuid7
 
-from domain import sessions, tokens
+from domain import audit, sessions, tokens
 from domain.cache import Cache, Filled, changing
 from domain.schedule import Role
 from domain.tokens import Claims, Type
@@ -204,11 +205,37 @@ def test_what_a_doctor_reads_is_written_down_before_it_is_hot(
     assert clinic.all(read, id=doctor.id) == [1]
     hour = clinic.services.cache.hour()
     monkeypatch.setattr(Cache, "hour", lambda _: hour + timedelta(hours=1))
-    ways = clinic.client.application.wsgi_app
-    before = ways.hot
-    monkeypatch.setattr(ways, "_flask", ways._pass_on)  # without Flask's look before it
-    clinic.client.get(API + path, headers=doctor.headers)
-    assert ways.hot == before, "it answered in an hour for which no reading stands in the audit"
+
+    def fail(*_: object) -> None:
+        raise ZeroDivisionError
+
+    layer = clinic.client.application.wsgi_app._layer
+    head = f"GET {API}{path} HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer {doctor.access}".encode()
+    with monkeypatch.context() as unwritten:
+        unwritten.setattr(audit, "ensure_read", fail)
+        assert layer.answer(head) is None, "it answered in an hour for which no reading stands in the audit"
+    assert layer.answer(head)
+
+
+def test_bytes_fill_what_is_not_cached_for_whom_it_is_meant_and_nobody_else(
+    clinic: Clinic, doctor: Someone, patient: Someone, booked: dict[str, Any], hot: Callable[..., bool]
+) -> None:
+    stranger, layer = clinic.accounts.patient(), clinic.client.application.wsgi_app._layer
+
+    def answer(path: str, who: Someone) -> bytes | None:
+        clinic.services.cache._insist(("FLUSHDB",))
+        answered: bytes | None = layer.answer(f"GET {API}{path} HTTP/1.1\r\nAuthorization: Bearer {who.access}".encode())
+        return answered
+
+    for path in (f"/commands/{booked['id']}", f"/appointments/{booked['appointment_id']}", "/appointments"):
+        assert booked["appointment_id"].encode() in (answer(path, patient) or b"")
+        assert booked["appointment_id"].encode() not in (answer(path, stranger) or b"")
+    for path in (f"/doctors/{doctor.id}", f"/doctors/{doctor.id}/agenda", "/doctors", "/doctors?sort=next_slot"):
+        assert str(doctor.id).encode() in (answer(path, stranger) or b"")
+    assert answer(f"/doctors/{uuid7()}", patient) is None
+    with changing(clinic.services.engine, clinic.services.cache) as change:
+        sessions.end_all(change, patient.id)
+    assert answer("/appointments", patient) is None
 
 
 def test_a_fault_of_its_own_is_logged_and_costs_nobody_the_answer(
@@ -274,7 +301,8 @@ def test_all_ways_write_the_same_line_and_count_alike(
     for path, who in reads:
         capfd.readouterr()
         clinic.client.get(API + path, headers={"X-Request-ID": "529.982.247-25", **(who.headers if who else {})})
-        by_flask, by_layer, to_bytes = (json.loads(line) for line in capfd.readouterr().err.splitlines() if '"request"' in line)
+        lines = (json.loads(line) for line in capfd.readouterr().err.splitlines() if '"request"' in line)
+        by_flask, by_layer, to_bytes = sorted(lines, key=itemgetter("logger"))
         assert by_flask.pop("logger") == "api.app"
         assert by_layer.pop("logger") == to_bytes.pop("logger") == "api.hot"
         for line in (by_flask, by_layer, to_bytes):
