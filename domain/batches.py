@@ -133,7 +133,7 @@ class _Work:
         )
         for slot in decision.slots:
             self.slots[slot.id] = slot
-            self._touch(f"doctor:{slot.doctor_id}", "directory-free")
+            self.touch(f"agenda:{slot.doctor_id}", "directory-dates")
         for appointment in decision.appointments:
             self._take_appointment(appointment)
         for step in decision.transitions:
@@ -151,10 +151,10 @@ class _Work:
         written = appointment.texts
         given = {"notes": written.notes, "reason": written.reason, "join_url": written.join_url}
         texts.update({name: value for name, value in given.items() if value is not None})
-        self._touch(f"appointment:{appointment.id}", f"person:{appointment.patient_id}", f"person:{appointment.doctor_id}")
+        self.touch(f"appointment:{appointment.id}", f"person:{appointment.patient_id}", f"person:{appointment.doctor_id}")
 
     def _take_availability(self, new: NewAvailability) -> None:
-        self._touch(f"doctor:{new.doctor_id}", f"person:{new.doctor_id}")
+        self.touch(f"doctor:{new.doctor_id}", f"agenda:{new.doctor_id}", f"person:{new.doctor_id}")
         if not new.put:
             if new.doctor_id not in self.availabilities:
                 self.availabilities[new.doctor_id] = (new, None)
@@ -186,7 +186,7 @@ class _Work:
         self.histories[step.appointment_id] = (length + 1, chained)
         return {**entry, "hash": chained.hex()}
 
-    def _touch(self, *scopes: str) -> None:
+    def touch(self, *scopes: str) -> None:
         for scope in scopes:
             self.scopes[scope] = None
 
@@ -312,11 +312,33 @@ def _write(connection: Connection, work: _Work) -> Decided:
     _put(connection, _INSERT_SLOTS, [row for is_stored, row in slot_rows if not is_stored])
     _put(connection, _INSERT_APPOINTMENTS, [row for is_stored, row in appointment_rows if not is_stored])
     _put(connection, _INSERT_HISTORY, work.history)
+    if slots:
+        _touch_whose_first_slot_moves(connection, work)
     if work.notices:
         connection.execute(_INSERT_NOTICES, {"rows": json.dumps(list(work.notices.values()))})
     for new, reasons in work.availabilities.values():
         _put_availability(connection, new, reasons, work.schedule.now)
     return _finish_commands(connection, work.outcomes, list(work.scopes), work.schedule.now)
+
+
+def _touch_whose_first_slot_moves(connection: Connection, work: _Work) -> None:
+    """Have doctors' cards, and their order by next free slot, invalidated only where they change: most bookings take a later one.
+
+    Their rows are locked, so no other transaction changes their slots. That the earlier slot came to be must be known by now.
+    """
+    firsts: dict[UUID, datetime] = {}
+    for slot in work.slots.values():
+        for each in (slot, work.stored_slots.get(slot.id, slot)):
+            firsts[slot.doctor_id] = min(each.during.starts_at, firsts.get(slot.doctor_id, each.during.starts_at))
+    limits = work.settings.limits
+    parameters = {
+        "doctors": _texts(firsts),
+        "starts": [firsts[doctor_id].isoformat() for doctor_id in sorted(firsts, key=str)],
+        "notice": limits.booking_notice,
+        "horizon": limits.booking_horizon_days,
+    }
+    for doctor_id in connection.execute(_FIRST_MOVES, parameters).scalars():
+        work.touch(f"doctor:{doctor_id}", "directory-free")
 
 
 def _put(connection: Connection, statement: Any, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -497,6 +519,18 @@ _READ_AVAILABILITIES = text(
 _LEAVE_APPOINTMENTS = text("update appointments set active = false where id = any(cast(:ids as uuid[]))")
 _LEAVE_SLOTS = text("update slots set status = 'dropped' where id = any(cast(:ids as uuid[])) and status in ('open', 'booked')")
 
+_FIRST_MOVES = text(
+    """
+    select changed.doctor_id
+    from unnest(cast(:doctors as uuid[]), cast(:starts as timestamptz[])) as changed (doctor_id, starts_at)
+    where not exists (
+        select from slots
+        where slots.doctor_id = changed.doctor_id and status = 'open' and slots.starts_at < changed.starts_at
+            and slots.starts_at >= statement_timestamp() + cast(:notice as int) * interval '1 second'
+            and slots.starts_at <= statement_timestamp() + cast(:horizon as int) * interval '1 day'
+    ) or exists (select from batches where finished_at is null and 'doctor:' || changed.doctor_id = any(scopes))
+    """
+).execution_options(**PREPARED)
 _UPDATE_SLOTS = text(
     """
     update slots

@@ -83,13 +83,13 @@ def agenda(cache: Cache, doctor_id: UUID, from_: date | None = None, days: int =
 
 def at_agenda(doctor_id: UUID | str, from_: date | None = None, days: int = 7) -> Wanted:
     """Where the days of an agenda are cached."""
-    return f"doctor:{doctor_id}", f"agenda:{from_ or ''}:{days}"
+    return f"agenda:{doctor_id}", f"agenda:{from_ or ''}:{days}"
 
 
 def search(cache: Cache, query: SearchQuery) -> Answer:
     """A page of verified doctors: ids from the directory, cards from the doctors' scopes. Raises Invalid for a bad cursor."""
     query, after, (scope, name) = at_search(cache.settings, query)
-    listed = cache.read(scope, name, lambda connection: _search(connection, cache, query, after, scope == "directory-free"))
+    listed = cache.read(scope, name, lambda connection: _search(connection, cache, query, after, scope != "directory"))
     page = json.loads(listed.body)
     found = cache.read_many(at_cards(page), lambda connection, wanted: _cards(connection, cache, wanted))
     cards = [card for card in found if card is not None]
@@ -100,8 +100,11 @@ def search(cache: Cache, query: SearchQuery) -> Answer:
 def at_search(settings: Settings, query: SearchQuery) -> tuple[SearchQuery, Any, Wanted]:
     """The query as it is meant, where its page begins, and where the page's ids are cached. Raises Invalid for a bad cursor."""
     query, after = resolved(settings, replace(query, specialty=sorted(set(query.specialty))))
-    free = query.sort == "next_slot" or query.available_from is not None or query.available_until is not None
-    return query, after, ("directory-free" if free else "directory", field("search", query, after))
+    if query.available_from is not None or query.available_until is not None:
+        scope = "directory-dates"  # which any slot may change
+    else:
+        scope = "directory-free" if query.sort == "next_slot" else "directory"  # doctors' first ones, or none
+    return query, after, (scope, field("search", query, after))
 
 
 def at_cards(page: Mapping[str, Any]) -> list[Wanted]:
@@ -117,12 +120,12 @@ def page_body(query: SearchQuery, page: Mapping[str, Any], cards: Iterable[bytes
 
 
 def refill(connection: Connection, cache: Cache, scope: str, name: str) -> Filled | None:
-    """What belongs in a field of a doctor's scope, or of one of the directory's."""
+    """What belongs in a field of a doctor's or an agenda's scope, or of one of the directory's."""
     what, _, rest = name.partition(":")
     if what == "search":
         query, after = asked(SearchQuery, rest)
-        return _search(connection, cache, query, after, scope == "directory-free")
-    doctor_id = UUID(scope.removeprefix("doctor:"))
+        return _search(connection, cache, query, after, scope != "directory")
+    doctor_id = UUID(scope.partition(":")[2])
     if what == "agenda":
         from_, _, days = rest.partition(":")
         return _agenda(connection, cache, doctor_id, date.fromisoformat(from_) if from_ else None, int(days))

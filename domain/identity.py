@@ -590,7 +590,8 @@ def write_specialties(connection: Connection, doctor_id: UUID, specialties: Iter
 
 def touch_doctor(change: Change, doctor_id: UUID) -> None:
     """Invalidate everything that shows a doctor but appointments."""
-    change.touch(f"doctor:{doctor_id}", f"person:{doctor_id}", "directory", "directory-free")
+    own = (f"{scope}:{doctor_id}" for scope in ("doctor", "agenda", "person"))
+    change.touch(*own, "directory", "directory-free", "directory-dates")
 
 
 def doctor_fields(row: Row[Any]) -> dict[str, Any]:

@@ -132,7 +132,7 @@ def scopes_showing(connection: Connection, person_id: UUID) -> list[str]:
     for row in rows:
         scopes |= {f"appointment:{row.id}", f"person:{row.doctor_id}", f"person:{row.patient_id}"}
     if connection.execute(text("select exists (select from doctors where id = :id)"), {"id": person_id}).scalar_one():
-        scopes |= {f"doctor:{person_id}", "directory", "directory-free"}
+        scopes |= {f"doctor:{person_id}", f"agenda:{person_id}", "directory", "directory-free", "directory-dates"}
     return sorted(scopes)
 
 

@@ -21,7 +21,7 @@ def _refill(connection: Connection, cache: Cache, scope: str, name: str) -> Fill
     match kind, name:
         case ("calendar-link", _) | ("person", "calendar"):
             return feeds.refill(connection, cache, scope, name)
-        case (("doctor" | "directory" | "directory-free"), _):
+        case (("doctor" | "agenda" | "directory" | "directory-free" | "directory-dates"), _):
             return directory.refill(connection, cache, scope, name)
         case (("appointment" | "command" | "person"), _):
             return projections.refill(connection, cache, scope, name)

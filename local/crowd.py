@@ -84,7 +84,7 @@ def gather(engine: Engine, settings: Settings, *, doctors: int, patients: int, s
         verified = _doctors(engine, settings, doctors)
         _publish(engine, settings, cache, verified, slots_a_day)
         with changing(engine, cache) as change:
-            change.touch("directory", "directory-free")
+            change.touch("directory", "directory-free", "directory-dates")
     finally:
         cache.stop()
     return Crowd(verified, _patients(engine, settings, patients))

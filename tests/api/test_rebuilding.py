@@ -103,8 +103,12 @@ def test_what_differs_is_named_thrown_away_and_filled_anew(clinic: Clinic, docto
     code, said = rebuild()
     assert code == 1
     differed = {line.split(" was not")[0] for line in said.splitlines()[:-1]}
-    assert {f"doctor:{doctor.id} doctor", f"doctor:{doctor.id} card", f"doctor:{doctor.id} agenda::7"} <= differed
-    assert {each.partition(":")[0] for each in differed} == {"doctor", "directory search"}  # one of these is in order of price
+    assert {f"doctor:{doctor.id} doctor", f"doctor:{doctor.id} card", f"agenda:{doctor.id} agenda::7"} <= differed
+    assert {each.partition(":")[0] for each in differed} == {
+        "doctor",
+        "agenda",
+        "directory search",
+    }  # one of these is in order of price
     assert said.endswith(f" {len(differed)} of them differed\n")
     assert clinic.get(f"/doctors/{doctor.id}").json["price"]["amount"] == 31000
     assert rebuild()[0] == 0

@@ -25,6 +25,7 @@ from domain.directory import SearchQuery
 from domain.errors import Invalid, NotFound
 from domain.identifiers import name_key
 from domain.projections import AppointmentQuery
+from domain.rebuilding import rebuild
 from domain.schedule import Role
 from domain.settings import Settings
 from local.servers import Cache as CacheServer
@@ -386,6 +387,40 @@ def test_a_booking_moves_a_card_and_the_free_directory_and_leaves_the_other_page
         assert client.exists("1:directory-free") == 0
     for query in (plain, free):
         assert shown(directory.search(cache, query))["items"][0]["next_slot_at"] == instant(tomorrow(1))
+
+
+def test_a_booking_that_is_not_of_the_first_free_slot_moves_the_agenda_and_pages_by_date_only(
+    cache: Cache, rows: Connection, settings: Settings, decide: Callable[..., UUID], cache_server: CacheServer
+):
+    doctor_id = add_doctor(rows, settings)
+    add_slot(rows, doctor_id, datetime.now(UTC) + timedelta(seconds=settings.limits.booking_notice - 60))  # too soon for anybody
+    slots = [add_slot(rows, doctor_id, tomorrow(hours)) for hours in range(5)]
+    kinds = ("doctor", "agenda", "directory-free", "directory-dates")
+
+    def moved() -> set[str]:
+        """What is not cached any more; all of it is then."""
+        with Redis.from_url(cache_server.url) as client:
+            gone = {kind for kind in kinds if not client.exists(f"1:{kind}:{doctor_id}", f"1:{kind}")}
+        directory.doctor(cache, doctor_id)
+        directory.agenda(cache, doctor_id)
+        for query in (SearchQuery(sort="next_slot"), SearchQuery(sort="next_slot", available_from=tomorrow())):
+            directory.search(cache, query)
+        assert {right for _, right in rebuild(cache)} == {True}
+        return gone
+
+    assert moved() == {*kinds}
+    decide(add_person(rows, settings), Book(slots[3]))
+    assert moved() == {"agenda", "directory-dates"}
+    decide(add_person(rows, settings), Book(slots[0]))
+    assert moved() == {*kinds}, "the one before it is too soon for anybody"
+    decide(add_person(rows, settings), Book(slots[2]))
+    assert moved() == {"agenda", "directory-dates"}
+    unfinished = record_batch(rows, [f"doctor:{doctor_id}"])
+    decide(add_person(rows, settings), Book(slots[4]))
+    assert moved() == {*kinds}, "whether the first one was free before may not be known yet"
+    cache.finish(unfinished, [f"doctor:{doctor_id}"])
+    decide(add_person(rows, settings), Book(slots[1]))
+    assert moved() == {*kinds}, "it was the last"
 
 
 def test_a_slot_that_leaves_the_booking_window_while_a_page_is_filled_does_not_stay_in_it(

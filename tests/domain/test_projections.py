@@ -379,5 +379,12 @@ def test_all_that_shows_a_name_is_known(
     appointment_id = book(decide, cache, patient_id, add_slot(rows, doctor_id, tomorrow()))
     both = {f"appointment:{appointment_id}", f"person:{patient_id}", f"person:{doctor_id}"}
     assert set(projections.scopes_showing(rows, patient_id)) == both
-    assert set(projections.scopes_showing(rows, doctor_id)) == {*both, f"doctor:{doctor_id}", "directory", "directory-free"}
+    assert set(projections.scopes_showing(rows, doctor_id)) == {
+        *both,
+        f"doctor:{doctor_id}",
+        f"agenda:{doctor_id}",
+        "directory",
+        "directory-free",
+        "directory-dates",
+    }
     assert projections.scopes_showing(rows, inbox.SYSTEM) == [f"person:{inbox.SYSTEM}"]
