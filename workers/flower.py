@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import sys
 
+from celery import Celery
+
 from domain import settings
 from domain.settings import SettingsError
-from workers.app import app
+from workers.configuration import configuration
 
 
 def main() -> None:
@@ -19,6 +21,9 @@ def main() -> None:
         sys.exit("settings: FLOWER: is off, so that nothing of the workers is shown")
     if chosen.flower_login is None:
         sys.exit("settings: FLOWER_BASIC_AUTH: is required and not set")
+    # Not the workers' own app, which would load all that decides and mails: what there is to show comes in events.
+    app = Celery("healthmed")
+    app.conf.update(configuration(chosen.broker_url))
     app.start(["flower", *sys.argv[1:]])
 
 

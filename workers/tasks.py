@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from dataclasses import dataclass
 from typing import Any
@@ -44,6 +45,7 @@ def serve_figures(**_: Any) -> None:
 def begin(**_: Any) -> None:
     """Give a new worker process connections of its own."""
     global _process
+    gc.freeze()  # what all processes of a worker share stays shared: to look for garbage there would write to its every page
     database.bound_waits()
     metrics.name_process(f"{os.getppid()}-{current_process().index}")
     chosen = settings.current()

@@ -25,3 +25,8 @@ def test_it_does_not_start(environ: dict[str, str], given: dict[str, str], named
     assert ended.returncode == 1
     assert named in ended.stderr
     assert "Traceback" not in ended.stderr
+
+
+def test_it_loads_nothing_of_what_decides_and_mails() -> None:
+    code = "import sys, workers.flower; sys.exit(bool({'sqlalchemy', 'domain.lanes', 'workers.mail'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, timeout=30, check=False).returncode == 0
