@@ -324,9 +324,9 @@ class Cache:
         """
         scopes = tuple(scopes)
         self._make_known(scopes, answers)
+        self._tell(scopes)  # who waits finds the answer in the cache; that the batch is finished is for whoever does not
         with self._reads.connect() as connection:
             connection.execute(_FINISHED, {"ids": [batch_id]})
-        self._tell(scopes)
 
     def finish_if_needed(self, batch_id: UUID | None) -> None:
         """Finish the batch of a decided command, if nobody has: for whoever is about to report one."""
@@ -541,15 +541,17 @@ return 1
 _CACHE_ROW = text(
     "select epoch, in_use, cast(extract(epoch from clock_timestamp() - changed_at) as float) as age,"
     " cast(extract(epoch from clock_timestamp()) as float) as clock from cache"
-)
+).execution_options(**database.PREPARED)
 _MARK = text("update cache set in_use = false, changed_at = clock_timestamp() where in_use and epoch = :epoch")
 _HEAL = text(
     "update cache set epoch = epoch + 1, in_use = true, changed_at = clock_timestamp() where not in_use and epoch = :epoch"
 )
 _RECORD = text("insert into batches (id, scopes) values (:id, :scopes)").execution_options(**database.PREPARED)
+# Nobody waits for the disk here: what a crash of the server takes back, the relay does again.
 _FINISHED = text(
-    "update batches set finished_at = clock_timestamp() where id = any(cast(:ids as uuid[])) and finished_at is null"
-)
+    "update batches set finished_at = clock_timestamp() from set_config('synchronous_commit', 'off', true)"
+    " where id = any(cast(:ids as uuid[])) and finished_at is null"
+).execution_options(**database.PREPARED)
 _UNFINISHED = text("select scopes from batches where id = :id and finished_at is null")
 _UNFINISHED_OF = text("select id, scopes from batches where finished_at is null and scopes && cast(:scopes as text[])")
 _TOUCHING = text("select exists (select from batches where finished_at is null and :scope = any(scopes))")
