@@ -41,11 +41,16 @@ def serve_figures(**_: Any) -> None:
         metrics.serve(port)
 
 
+@signals.worker_before_create_process.connect
+def share_memory(**_: Any) -> None:
+    """Have what a worker's processes share stay shared: to look for garbage there would write to its every page."""
+    gc.freeze()
+
+
 @signals.worker_process_init.connect
 def begin(**_: Any) -> None:
     """Give a new worker process connections of its own."""
     global _process
-    gc.freeze()  # what all processes of a worker share stays shared: to look for garbage there would write to its every page
     database.bound_waits()
     metrics.name_process(f"{os.getppid()}-{current_process().index}")
     chosen = settings.current()
