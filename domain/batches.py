@@ -14,7 +14,6 @@ from uuid_utils.compat import uuid7
 
 from domain import erasure, inbox, metrics, privacy
 from domain.booking import Decision, NewAvailability, Notice, Rejection, Schedule, Transition, decide
-from domain.cache import record_batch
 from domain.chains import link
 from domain.commands import Envelope, Kind
 from domain.database import PREPARED
@@ -314,11 +313,9 @@ def _write(connection: Connection, work: _Work) -> Decided:
     _put(connection, _INSERT_HISTORY, work.history)
     if slots:
         _touch_whose_first_slot_moves(connection, work)
-    if work.notices:
-        connection.execute(_INSERT_NOTICES, {"rows": json.dumps(list(work.notices.values()))})
     for new, reasons in work.availabilities.values():
         _put_availability(connection, new, reasons, work.schedule.now)
-    return _finish_commands(connection, work.outcomes, list(work.scopes), work.schedule.now)
+    return _finish_commands(connection, work.outcomes, list(work.scopes), work.schedule.now, [*work.notices.values()])
 
 
 def _touch_whose_first_slot_moves(connection: Connection, work: _Work) -> None:
@@ -347,10 +344,19 @@ def _put(connection: Connection, statement: Any, rows: Sequence[Mapping[str, Any
 
 
 def _finish_commands(
-    connection: Connection, outcomes: Sequence[Mapping[str, Any]], scopes: list[str], decided_at: datetime | None
+    connection: Connection,
+    outcomes: Sequence[Mapping[str, Any]],
+    scopes: list[str],
+    decided_at: datetime | None,
+    notices: Sequence[Mapping[str, Any]] = (),
 ) -> Decided:
-    batch_id = record_batch(connection, scopes)
-    parameters = {"rows": json.dumps(outcomes), "batch_id": batch_id, "decided_at": decided_at}
+    parameters = {
+        "rows": json.dumps(outcomes),
+        "batch_id": (batch_id := uuid7()),
+        "scopes": scopes,
+        "decided_at": decided_at,
+        "notices": json.dumps(notices),
+    }
     rows = connection.execute(_DECIDE_COMMANDS, parameters).all()
     return Decided(batch_id, tuple(scopes), tuple(rows))
 
@@ -591,21 +597,24 @@ _INSERT_HISTORY = text(
     on conflict do nothing
     """
 ).execution_options(**PREPARED)
-_INSERT_NOTICES = text(
-    """
-    insert into notices (id, person_id, appointment_id, kind, due_at, sequence, during, command_id, request_id, next_try_at)
-    select id, person_id, appointment_id, kind, due_at, sequence, tstzrange(starts_at, ends_at), command_id, request_id, due_at
-    from jsonb_to_recordset(cast(:rows as jsonb)) as r
-        (id uuid, person_id uuid, appointment_id uuid, kind text, due_at timestamptz, sequence smallint, starts_at timestamptz,
-         ends_at timestamptz, command_id uuid, request_id text)
-    on conflict (appointment_id, person_id, kind, due_at) where appointment_id is not null
-    do update set sequence = excluded.sequence, during = excluded.during, next_try_at = excluded.next_try_at,
-        command_id = excluded.command_id, request_id = excluded.request_id, dropped_at = null, drop_reason = null
-    where notices.sent_at is null
-    """
-).execution_options(**PREPARED)
+# What ends each batch, in one round trip: who is told, which scopes it touches (as `record_batch` notes them), its decisions.
 _DECIDE_COMMANDS = text(
     f"""
+    with told as (
+        insert into notices
+            (id, person_id, appointment_id, kind, due_at, sequence, during, command_id, request_id, next_try_at)
+        select id, person_id, appointment_id, kind, due_at, sequence, tstzrange(starts_at, ends_at), command_id, request_id,
+            due_at
+        from jsonb_to_recordset(cast(:notices as jsonb)) as r
+            (id uuid, person_id uuid, appointment_id uuid, kind text, due_at timestamptz, sequence smallint,
+             starts_at timestamptz, ends_at timestamptz, command_id uuid, request_id text)
+        on conflict (appointment_id, person_id, kind, due_at) where appointment_id is not null
+        do update set sequence = excluded.sequence, during = excluded.during, next_try_at = excluded.next_try_at,
+            command_id = excluded.command_id, request_id = excluded.request_id, dropped_at = null, drop_reason = null
+        where notices.sent_at is null
+    ), recorded as (
+        insert into batches (id, scopes) values (:batch_id, :scopes)
+    )
     update commands set
         status = r.status, appointment_id = coalesce(r.appointment_id, commands.appointment_id), result = r.result,
         error_code = r.error_code, error_detail = r.error_detail, batch_id = :batch_id, secret = null,
