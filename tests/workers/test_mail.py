@@ -36,6 +36,7 @@ from workers.mail import Courier, compose, send_due
 
 SAMPLES = Path(__file__).parents[2] / "docs" / "mails"
 LETTERS = dict(all_letters())
+MAIL = (EmailMessage(), "a@example.com", "b@example.com")
 
 
 def part(message: EmailMessage, kind: str) -> EmailMessage | None:
@@ -385,14 +386,14 @@ def test_a_mail_server_that_says_nothing_holds_nobody_up(monkeypatch: pytest.Mon
         silent.bind(("127.0.0.1", 0))
         silent.listen()
         began = time.monotonic()
-        failure = Courier(f"smtp://127.0.0.1:{silent.getsockname()[1]}").send(EmailMessage())
+        failure = Courier(f"smtp://127.0.0.1:{silent.getsockname()[1]}").send(*MAIL)
         assert failure is Failure.UNREACHABLE
         assert time.monotonic() - began < 2
 
 
 def test_a_password_never_goes_out_in_the_clear(mail_server: MailServer) -> None:
-    assert Courier(f"smtp://name:secret@127.0.0.1:{mail_server.port}").send(EmailMessage()) is Failure.UNREACHABLE
-    assert Courier(f"smtp://127.0.0.1:{free_port()}").send(EmailMessage()) is Failure.UNREACHABLE
+    assert Courier(f"smtp://name:secret@127.0.0.1:{mail_server.port}").send(*MAIL) is Failure.UNREACHABLE
+    assert Courier(f"smtp://127.0.0.1:{free_port()}").send(*MAIL) is Failure.UNREACHABLE
 
 
 def test_bookings_are_decided_and_mails_wait_while_the_mail_server_hangs(
