@@ -50,6 +50,10 @@ class _Policy(EmailPolicy):
         plain = written.isascii() and written.isprintable() and "=?" not in written and len(name) + len(written) < 76
         return (name, written) if plain else super().header_store_parse(name, value)
 
+    def header_max_count(self, name: str) -> int:
+        """How often a header may stand in a mail; the library makes a class to find out."""
+        return 1
+
     def header_fetch_parse(self, name: str, value: str) -> Any:
         """What a header says: the few that tell of a content are asked several times for each mail."""
         return _of_content(name, value) if name.startswith("Content-") else super().header_fetch_parse(name, value)
