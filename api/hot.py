@@ -5,7 +5,7 @@ refuses and explains: this layer may be switched off (`HOT_READS=off`), and only
 
 It is asked in two ways: by the worker with the bytes of a request (`answer`), before anything else has parsed them, which is what
 makes a read cheap; and as a WSGI application with whatever is not so plain, such as requests that come together or in pieces.
-In the first way what is not cached is filled here too, as the route's own view would have it filled.
+In the first way what is not cached is filled here too, session and projection together.
 """
 
 from __future__ import annotations
@@ -13,18 +13,18 @@ from __future__ import annotations
 import json
 import logging
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from email.utils import formatdate
 from functools import cache, lru_cache
 from time import perf_counter, time
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
-from uuid import UUID
 
 import structlog
 from flask import Flask, Request
 from gunicorn import SERVER
 from marshmallow import Schema
+from sqlalchemy import Connection
 from werkzeug.http import parse_etags
 
 from api.app import HEADERS, HSTS
@@ -36,10 +36,11 @@ from api.schemas import Blueprint
 from api.services import Services, sane_id
 from domain import directory, logs, metrics, projections, sessions, tokens, traces
 from domain.answers import resolved
-from domain.cache import Answer, Ready, Wanted, etag
+from domain.cache import Answer, Filled, Ready, Wanted, etag
 from domain.directory import SearchQuery
 from domain.errors import HealthMedError
 from domain.privacy import redact
+from domain.rebuilding import refill
 from domain.schedule import Role
 from domain.tokens import Claims, Type
 
@@ -89,17 +90,18 @@ class _Asked(NamedTuple):
     id: str
     query: str
     claims: Any = None
+    fill_as: str | None = None  # the id of a request for which may be filled what is not at hand
 
 
 @dataclass(frozen=True, slots=True)
 class _Read:
-    """A route of Flask's that may be answered here: who may read it, where that is cached, what fills it and makes it whole."""
+    """A route of Flask's that may be answered here: who may read it, where that is cached, and what makes it whole."""
 
     rule: str
     readers: frozenset[Role]
     at: Callable[[_Asked], Wanted | None]
-    fill: Callable[[_Asked], Answer]
     whole: Callable[[_Asked, Ready], Ready | None] = lambda _, ready: ready
+    primary: bool = False  # no replica may fill it
 
 
 class HotReads:
@@ -117,12 +119,12 @@ class HotReads:
         self._pages: dict[tuple[str, ...], Ready] = {}
         self._searched = lru_cache(_QUERIES)(lambda query: directory.at_search(settings, _read_query(DoctorQuery, query)))
         self._reads = {
-            "doctor": _Read("/api/v1/doctors/<uuid:doctor_id>", Anyone, _at_doctor, _doctor),
-            "agenda": _Read("/api/v1/doctors/<uuid:doctor_id>/agenda", Anyone, _at_agenda, _agenda),
-            "search": _Read("/api/v1/doctors", Anyone, self._at_search, _search, self._page),
-            "command": _Read("/api/v1/commands/<uuid:command_id>", AnyToken, _at_command, _command),
-            "appointment": _Read("/api/v1/appointments/<uuid:appointment_id>", Patient | Doctor, _at_appointment, _appointment),
-            "appointments": _Read("/api/v1/appointments", Patient | Doctor, _at_appointments, _appointments),
+            "doctor": _Read("/api/v1/doctors/<uuid:doctor_id>", Anyone, _at_doctor),
+            "agenda": _Read("/api/v1/doctors/<uuid:doctor_id>/agenda", Anyone, _at_agenda),
+            "search": _Read("/api/v1/doctors", Anyone, self._at_search, self._page),
+            "command": _Read("/api/v1/commands/<uuid:command_id>", AnyToken, _at_command, primary=True),
+            "appointment": _Read("/api/v1/appointments/<uuid:appointment_id>", Patient | Doctor, _at_appointment),
+            "appointments": _Read("/api/v1/appointments", Patient | Doctor, _at_appointments),
         }
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
@@ -190,7 +192,9 @@ class HotReads:
     def _page(self, asked: _Asked, listed: Ready) -> Ready | None:
         cards = asked.used.cache.at_hand(_at_cards(listed[1]))
         if cards is None:
-            return None
+            if asked.fill_as is None:
+                return None
+            return _ready(directory.search(asked.used.cache, _read_query(DoctorQuery, asked.query)))
         parts = (asked.query, listed[0], *[tag for tag, _ in cards])  # which make the page what it is
         page = self._pages.get(parts)
         if page is None:
@@ -256,10 +260,7 @@ def _is_held(get: _Get, tag: str) -> bool:
 
 
 def _find(read: _Read, used: Services, path_id: str, get: _Get, fill_as: str | None) -> tuple[Ready, str | None] | None:
-    """What is wanted and in which session, if all of it is at hand. Raises HealthMedError where Flask would refuse.
-
-    What is not at hand is filled for a request whose id is given, which the log will tell then.
-    """
+    """What is wanted and in which session, at hand or filled for a request with an id. Raises HealthMedError where Flask would."""
     used.cache.new_budget()
     claims: Claims | None = None
     if read.readers:
@@ -269,60 +270,57 @@ def _find(read: _Read, used: Services, path_id: str, get: _Get, fill_as: str | N
         claims = tokens.read(used.settings.jwt_keys, token, Type.ACCESS)
         if claims.role not in read.readers:
             return None
-    asked = _Asked(used, path_id, get.query, claims)
+    asked = _Asked(used, path_id, get.query, claims, fill_as)
     if (wanted := read.at(asked)) is None:
         return None
-    if claims is None:
-        found = used.cache.at_hand([wanted])
-    else:
-        found = used.cache.at_hand([wanted, sessions.standing(claims.session_id)], claims.person_id)
-    if found is not None and claims is not None and found[1][1] != sessions.ALIVE:
+    keys = [wanted] if claims is None else [sessions.standing(claims.session_id), wanted]
+    found = used.cache.look(keys, None if claims is None else claims.person_id)
+    if found is None or (claims is not None and found[0] is not None and found[0][1] != sessions.ALIVE):
         return None
-    whole = None if found is None else read.whole(asked, found[0])
-    if whole is None and fill_as is not None:
-        whole = _filled(read, asked, fill_as)
+    if None in found and (fill_as is None or not _fill(asked, keys, found, read.primary)):
+        return None
+    ready: Ready | None = found[-1]
+    whole = None if ready is None else read.whole(asked, ready)
     return None if whole is None else (whole, None if claims is None else str(claims.session_id))
 
 
-def _filled(read: _Read, asked: _Asked, request_id: str) -> Ready | None:
-    """What is not at hand, as Flask and the route's view would have it filled, unless Flask would say more than that."""
-    cache, claims = asked.used.cache, asked.claims
-    if not cache.in_use:
-        return None
+def _fill(asked: _Asked, keys: Sequence[Wanted], found: list[Ready | None], primary: bool) -> bool:
+    """Fill what was not found, the session first; whether all of it is there now, and Flask would say no more than that."""
+    cache, reader = asked.used.cache, None if asked.claims is None else asked.claims.person_id
     structlog.contextvars.clear_contextvars()
-    structlog.contextvars.bind_contextvars(request_id=request_id)
-    if claims is not None and sessions.read(cache, claims.session_id).body != sessions.ALIVE:
-        return None
-    answer = read.fill(asked)
-    return None if answer.degraded else (answer.etag, answer.body)
+    structlog.contextvars.bind_contextvars(request_id=asked.fill_as)
+
+    def fill(connection: Connection, missing: Sequence[Wanted]) -> list[Filled | None]:
+        filled: list[Filled | None] = []
+        for each in missing:  # nothing for a session that is over, or what a doctor reads would be written down
+            over = reader is not None and filled and (filled[0] is None or filled[0].body != sessions.ALIVE)
+            filled.append(None if over else refill(connection, cache, *each))
+        return filled
+
+    missing = [place for place, ready in enumerate(found) if ready is None]
+    answers = cache.read_many([keys[place] for place in missing], fill, reader=reader, primary=primary, looked=True)
+    for place, answer in zip(missing, answers, strict=True):
+        if answer is None or answer.degraded:
+            return False
+        found[place] = _ready(answer)
+    ready = found[0]
+    return reader is None or (ready is not None and ready[1] == sessions.ALIVE)
+
+
+def _ready(answer: Answer) -> Ready:
+    return answer.etag, answer.body
 
 
 def _at_doctor(asked: _Asked) -> Wanted | None:
     return None if asked.query else directory.at_doctor(asked.id)
 
 
-def _doctor(asked: _Asked) -> Answer:
-    return directory.doctor(asked.used.cache, UUID(asked.id))
-
-
 def _at_agenda(asked: _Asked) -> Wanted:
     return directory.at_agenda(asked.id, **_read_query(AgendaQuery, asked.query))
 
 
-def _agenda(asked: _Asked) -> Answer:
-    return directory.agenda(asked.used.cache, UUID(asked.id), **_read_query(AgendaQuery, asked.query))
-
-
-def _search(asked: _Asked) -> Answer:
-    return directory.search(asked.used.cache, _read_query(DoctorQuery, asked.query))
-
-
 def _at_command(asked: _Asked) -> Wanted | None:
     return None if asked.query else projections.at_command(asked.id)
-
-
-def _command(asked: _Asked) -> Answer:
-    return projections.command(asked.used.cache, UUID(asked.id), asked.claims.person_id)
 
 
 def _at_appointment(asked: _Asked) -> Wanted | None:
@@ -331,20 +329,10 @@ def _at_appointment(asked: _Asked) -> Wanted | None:
     return projections.at_appointment(asked.used.cache, asked.id, asked.claims.person_id, asked.claims.role)
 
 
-def _appointment(asked: _Asked) -> Answer:
-    return projections.appointment(asked.used.cache, UUID(asked.id), asked.claims.person_id, asked.claims.role)
-
-
 def _at_appointments(asked: _Asked) -> Wanted:
     person_id = asked.claims.person_id
     query, after = resolved(asked.used.settings, _read_query(ListQuery, asked.query), person_id)
     return projections.at_appointments(asked.used.cache, person_id, asked.claims.role, query, after)
-
-
-def _appointments(asked: _Asked) -> Answer:
-    return projections.appointments(
-        asked.used.cache, asked.claims.person_id, asked.claims.role, _read_query(ListQuery, asked.query)
-    )
 
 
 @lru_cache(_QUERIES)

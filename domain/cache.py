@@ -16,7 +16,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from types import MappingProxyType
-from typing import Any, Final, TypeVar
+from typing import Any, Final, TypeVar, cast
 from uuid import UUID
 
 import structlog
@@ -121,11 +121,6 @@ class Cache:
         """Whether the last look at the `cache` row found no database."""
         return self._row.unreachable
 
-    @property
-    def in_use(self) -> bool:
-        """Whether projections are to be believed now, and the database can be reached to fill them."""
-        return self._row.epoch() is not None and not self.without_database
-
     def now(self) -> datetime:
         """The database's clock: never behind it, and ahead by the time of a round trip at most. Raises Unavailable."""
         return datetime.fromtimestamp(self._row.latest(), UTC)
@@ -174,13 +169,17 @@ class Cache:
         *,
         reader: UUID | None = None,
         primary: bool = False,
+        looked: bool = False,
     ) -> list[Answer | None]:
-        """Several projections at once, like `read`; what is not cached is filled by one call. None where there is nothing."""
+        """Several projections at once, like `read`; what is not cached is filled by one call. None where there is nothing.
+
+        Whoever has `looked` and found none of them spares the first look.
+        """
         epoch = self._row.epoch()
         if epoch is None and self.without_database:
             return self._without_database(wanted, reader)
         try:
-            answers = self._cached(epoch, wanted)
+            answers = self._cached(None if looked else epoch, wanted)
             missing = [place for place, answer in enumerate(answers) if answer is None]
             if len(missing) < len(wanted):
                 _HIT(len(wanted) - len(missing))
@@ -198,9 +197,14 @@ class Cache:
         return [_for_reader(answer, reader) for answer in answers]
 
     def at_hand(self, wanted: Sequence[Wanted], reader: UUID | None = None) -> list[Ready] | None:
-        """Several projections from Redis in one round trip; None unless each is there, fresh, and for this reader.
+        """Several projections, like `look`; None unless each is there."""
+        found = self.look(wanted, reader)
+        return None if found is None or None in found else cast(list[Ready], found)
 
-        For whoever has another way to answer: nothing is filled, and nothing given while the database can't be reached.
+    def look(self, wanted: Sequence[Wanted], reader: UUID | None = None) -> list[Ready | None] | None:
+        """Several projections from Redis in one round trip; None for each that is not there, fresh, and for this reader.
+
+        For whoever has another way to answer: nothing is filled, and nothing at all given while the database can't be reached.
         """
         epoch = self._row.epoch()
         if epoch is None or self.without_database:
@@ -209,20 +213,19 @@ class Cache:
             values = self._server.ask([("HGET", f"{epoch}:{scope}", name) for scope, name in wanted])
         except Silent:
             return None
-        if None in values:
-            return None
         now, own = self._row.latest(), str(reader).encode()
-        ready = []
+        found: list[Ready | None] = []
         for value in values:
-            head, _, body = value.partition(b"\n")
-            tag, fresh_until, readers = head.split(b" ")
-            if fresh_until != b"-" and float(fresh_until) <= now:
-                return None
-            if readers != b"*" and own not in readers.split(b","):
-                return None
-            ready.append((tag.decode(), body))
-        _HIT(len(ready))
-        return ready
+            ready = None
+            if value is not None:
+                head, _, body = value.partition(b"\n")
+                tag, fresh_until, readers = head.split(b" ")
+                is_fresh = fresh_until == b"-" or float(fresh_until) > now
+                if is_fresh and (readers == b"*" or own in readers.split(b",")):
+                    ready = tag.decode(), body
+            found.append(ready)
+        _HIT(len(found) - found.count(None))
+        return found
 
     def _cached(self, epoch: int | None, wanted: Sequence[Wanted]) -> list[Answer | None]:
         if epoch is None or not wanted:

@@ -13,10 +13,11 @@ from domain.cache import Cache, Filled, Wanted
 
 def rebuild(cache: Cache) -> Iterator[tuple[Wanted, bool]]:
     """Each cached projection, and whether it was as it should be; see `Cache.rebuild`."""
-    return cache.rebuild(lambda connection, scope, name: _refill(connection, cache, scope, name))
+    return cache.rebuild(lambda connection, scope, name: refill(connection, cache, scope, name))
 
 
-def _refill(connection: Connection, cache: Cache, scope: str, name: str) -> Filled | None:
+def refill(connection: Connection, cache: Cache, scope: str, name: str) -> Filled | None:
+    """What belongs where this is cached."""
     kind, _, owner = scope.partition(":")
     match kind, name:
         case ("calendar-link", _) | ("person", "calendar"):

@@ -244,7 +244,7 @@ def test_a_fault_of_its_own_is_logged_and_costs_nobody_the_answer(
     def fail(*_: object) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr(Cache, "at_hand", fail)
+    monkeypatch.setattr(Cache, "look", fail)
     assert not hot(f"/doctors/{doctor.id}")
     assert clinic.get(f"/doctors/{doctor.id}").status_code == 200
     lines = [json.loads(line) for line in capfd.readouterr().err.splitlines()]
