@@ -260,7 +260,7 @@ def _is_held(get: _Get, tag: str) -> bool:
 
 
 def _find(read: _Read, used: Services, path_id: str, get: _Get, fill_as: str | None) -> tuple[Ready, str | None] | None:
-    """What is wanted and in which session, at hand or filled for a request with an id. Raises HealthMedError where Flask would."""
+    """What is wanted and in which session, at hand or filled for a request with an id. Raises HealthMedError as Flask would."""
     used.cache.new_budget()
     claims: Claims | None = None
     if read.readers:

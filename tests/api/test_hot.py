@@ -235,7 +235,12 @@ def test_bytes_fill_what_is_not_cached_for_whom_it_is_meant_and_nobody_else(
     assert answer(f"/doctors/{uuid7()}", patient) is None
     with changing(clinic.services.engine, clinic.services.cache) as change:
         sessions.end_all(change, patient.id)
+        sessions.end_all(change, doctor.id)
     assert answer("/appointments", patient) is None
+    assert answer("/appointments", doctor) is None
+    assert clinic.all("select count(*) from audit where action = 'read'") == [0], (
+        "nobody has read what a session that is over asks"
+    )
 
 
 def test_a_fault_of_its_own_is_logged_and_costs_nobody_the_answer(
