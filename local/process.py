@@ -38,6 +38,13 @@ class Process(ABC):
         return self.process is not None and self.process.poll() is None
 
     @property
+    def frozen(self) -> bool:
+        """Whether its clock stands still, whoever stopped it; to look at all its descendants would take much longer."""
+        with contextlib.suppress(psutil.NoSuchProcess):
+            return self.process is not None and psutil.Process(self.process.pid).status() == psutil.STATUS_STOPPED
+        return False
+
+    @property
     def exit_status(self) -> str:
         """How it ended, for a person."""
         code = self.process.poll() if self.process else None

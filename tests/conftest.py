@@ -115,7 +115,8 @@ def start_clean(request: pytest.FixtureRequest) -> None:
 
 def start_again(server: Server) -> None:
     """Have a server run and hold nothing, whatever was done to it. A fixture that outlives one test calls this itself."""
-    server.thaw()
+    if server.frozen:
+        server.thaw()
     if not server.running:
         server.start()
     if isinstance(server, Replica):

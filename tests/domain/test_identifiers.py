@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from domain.identifiers import STATES, Crm, Malformed, mask_cpf, name_key, normalise_email, parse_cpf, parse_crm
 
-THOUSANDS = settings(max_examples=1000, deadline=None)
+THOUSANDS = settings(max_examples=300, deadline=None)
 
 crms = st.builds(
     Crm,
