@@ -45,6 +45,8 @@ class Sender:
         self._celery.conf.broker_transport_options = {"socket_timeout": 1, "socket_connect_timeout": 1, "max_retries": 0}
         self._broker = connect(broker_url)
         self._flag = self._broker.register_script(_FLAG)
+        self._writer = Celery("healthmed-writer", set_as_current=False)
+        self._writer.conf.update(configuration("memory://"), broker_transport_options={})
         self._written = cache(self._write)
         self._waiting: set[int] = set()
         self._changed = threading.Condition()
@@ -91,10 +93,8 @@ class Sender:
 
     def _write(self, lane: int) -> _Written:
         """The task that has a lane drained, as Celery and kombu write it: to a queue in memory, once a lane."""
-        celery = Celery("healthmed-writer", set_as_current=False)
-        celery.conf.update(configuration("memory://"), broker_transport_options={})
-        task_id = celery.send_task("drain", (lane,), queue=BOOKING).id
-        with celery.connection_for_read() as connection:
+        task_id = self._writer.send_task("drain", (lane,), queue=BOOKING).id
+        with self._writer.connection_for_read() as connection:
             message = connection.default_channel._get(BOOKING)
         return _Written(json.dumps(message), task_id, message["properties"]["delivery_tag"])
 
