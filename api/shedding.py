@@ -29,12 +29,12 @@ READS: Final = 128
 OTHERS: Final = 32
 # For how long people may wait for a seat. A rush of commands is answered within some seconds, so it waits rather than come again.
 READ_PATIENCE: Final = 0.25
-PATIENCE: Final = 0.9
+PATIENCE: Final = 1.3
 CALM_SECONDS: Final = 1.0  # without anybody turned away, after which it is an overload no longer
 LONGEST: Final = 10  # seconds, after which people are told to come back
 
 _PACE: Final = 32.0  # times a second that a seat is taken and left, until that was measured
-_SPELL: Final = 0.5  # seconds, of which a pace is measured
+_SPELL: Final = 1.0  # seconds, of which a pace is measured: while a rush only arrives, hardly any seat is left
 _STALE: Final = 5.0  # seconds, after which a pace tells nothing
 _KNOWN: Final = 1024  # reads that are known when the very same comes again, as it does from whoever was turned away
 _SHORT: Final = 1024  # bytes of each of them, at most

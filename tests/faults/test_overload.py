@@ -103,16 +103,16 @@ def test_as_many_may_wait_as_will_have_a_seat_in_time(clock: list[float]) -> Non
 
 
 def test_who_gets_no_seat_in_time_is_turned_away_and_no_seat_is_lost(clock: list[float]) -> None:
-    guests = Guests(Room(2, 0.5))
+    guests = Guests(Room(2, 1.0))
     guests.come("ab")
     clock[0] += 10
     guests.come("cde")
-    clock[0] += 0.6
+    clock[0] += 1.1
     guests.come("fg")  # nobody has left: no more than there are seats may wait
     guests.room.look()
     assert (guests.which(None), guests.which(False)) == ("cde", "fg")
     guests.room.leave()
-    clock[0] += 0.1
+    clock[0] += 0.2
     guests.room.look()
     assert (guests.which(True), guests.which(None), guests.which(False)) == ("abc", "", "defg")
     guests.room.leave()
