@@ -31,7 +31,18 @@ from domain.cache import changing
 from domain.migrations import upgrade
 from domain.settings import Settings, SettingsError, load
 from local.restart import running_stack
-from local.servers import APP, SUPERUSER, Cache, Postgres, ServerError, archive_command, for_shell, postgres_program, write_secret
+from local.servers import (
+    APP,
+    SUPERUSER,
+    Cache,
+    Postgres,
+    ServerError,
+    archive_command,
+    asking,
+    for_shell,
+    postgres_program,
+    write_secret,
+)
 
 KEPT = 7  # base backups; what is older goes, with the log that only it needs
 ARCHIVE_SECONDS = 60.0
@@ -80,7 +91,7 @@ def backup(state: Path) -> Base:
     secret = {"PGPASSWORD": passwords[SUPERUSER]}
     _run("pg_basebackup", *where, "-D", str(draft / "data"), "-X", "stream", "-c", "fast", **secret)
     _run("pg_verifybackup", "--quiet", str(draft / "data"))
-    with _asking(f"postgresql://{SUPERUSER}:{passwords[SUPERUSER]}@127.0.0.1:{port}/{SUPERUSER}") as cursor:
+    with asking(f"postgresql://{SUPERUSER}:{passwords[SUPERUSER]}@127.0.0.1:{port}/{SUPERUSER}") as cursor:
         cursor.execute("select clock_timestamp()")
         at = cursor.fetchall()[0][0]
         cursor.execute("select pg_logical_emit_message(true, 'healthmed', 'backup')")  # the log must go on after it
@@ -125,7 +136,7 @@ class Restored(Postgres):
 
     def _recovers(self) -> bool:
         try:
-            with self._as_superuser(SUPERUSER) as cursor:
+            with asking(self._url(SUPERUSER, SUPERUSER)) as cursor:
                 cursor.execute("select pg_is_in_recovery()")
                 return bool(cursor.fetchall()[0][0])
         except psycopg2.OperationalError:
@@ -183,7 +194,7 @@ def restore(state: Path, source: Path, at: datetime | None, given: Mapping[str, 
         erased: list[UUID] = []
         if at is not None and not early:  # who was erased since must not come back: the rest of the log tells
             whole, _ = _recovered(running, place / "whole", bases[-1], pieces, None)
-            with _asking(whole.superuser_url) as cursor:
+            with asking(whole.superuser_url) as cursor:
                 cursor.execute("select id from people where status = 'erased' order by id")
                 erased = [UUID(person) for (person,) in cursor]
             whole.kill()
@@ -301,17 +312,6 @@ def _run(program: str, *options: str, **environ: str) -> None:
     if ended.returncode != 0:
         lines = ended.stderr.strip().splitlines()
         raise Problem(f"{program} failed: {lines[-1] if lines else 'it said nothing'}")
-
-
-@contextlib.contextmanager
-def _asking(url: str) -> Iterator[psycopg2.extensions.cursor]:
-    connection = psycopg2.connect(url, connect_timeout=3)
-    connection.autocommit = True
-    try:
-        with connection.cursor() as cursor:
-            yield cursor
-    finally:
-        connection.close()
 
 
 @contextlib.contextmanager

@@ -195,7 +195,7 @@ class Postgres(Server):
 
     def _make_roles_and_database(self) -> None:
         """Make what a new server lacks; done at each start, so that an interrupted first one heals."""
-        with self._as_superuser(SUPERUSER) as cursor:
+        with asking(self._url(SUPERUSER, SUPERUSER)) as cursor:
             cursor.execute("select rolname from pg_roles")
             roles = {name for (name,) in cursor}
             for role in (OWNER, APP):
@@ -206,16 +206,6 @@ class Postgres(Server):
             cursor.execute("select 1 from pg_database where datname = %s", (DATABASE,))
             if not cursor.fetchone():
                 cursor.execute(f"create database {DATABASE} owner {OWNER} strategy file_copy")
-
-    @contextlib.contextmanager
-    def _as_superuser(self, database: str) -> Iterator[psycopg2.extensions.cursor]:
-        connection = psycopg2.connect(self._url(SUPERUSER, database), connect_timeout=3)
-        connection.autocommit = True
-        try:
-            with connection.cursor() as cursor:
-                yield cursor
-        finally:
-            connection.close()
 
     def _end_leftovers(self) -> None:
         """End what a killed predecessor left running in the folder, and its mark there.
@@ -245,9 +235,12 @@ class Replica(Postgres):
         self.options |= {"port": str(self.port), "wal_retrieve_retry_interval": "100ms"}
 
     def pause(self) -> None:
-        """Let what the primary sends from now on wait."""
+        """Let what the primary sends from now on wait. Raises ServerError."""
         self._wal("pg_wal_replay_pause()")
+        deadline = time.monotonic() + START_SECONDS
         while self._wal("pg_get_wal_replay_pause_state()") != "paused":
+            if time.monotonic() > deadline:
+                raise ServerError(f"{self.name} did not pause in time.")
             time.sleep(0.005)
 
     def resume(self) -> None:
@@ -255,7 +248,7 @@ class Replica(Postgres):
         self._wal("pg_wal_replay_resume()")
 
     def _wal(self, function: str) -> object:
-        with self._as_superuser(SUPERUSER) as cursor:
+        with asking(self._url(SUPERUSER, SUPERUSER)) as cursor:
             cursor.execute(f"select {function}")
             return cast(tuple[object], cursor.fetchone())[0]
 
@@ -337,6 +330,18 @@ class Cache(Valkey):
 
     title = "Valkey (cache)"
     settings: ClassVar = {"maxmemory": "256mb", "maxmemory-policy": "allkeys-lru", "appendonly": "no"}
+
+
+@contextlib.contextmanager
+def asking(url: str) -> Iterator[psycopg2.extensions.cursor]:
+    """A cursor there, whose every statement is committed at once."""
+    connection = psycopg2.connect(url, connect_timeout=3)
+    connection.autocommit = True
+    try:
+        with connection.cursor() as cursor:
+            yield cursor
+    finally:
+        connection.close()
 
 
 def postgres_program(name: str) -> Path:

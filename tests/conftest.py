@@ -11,10 +11,13 @@ from typing import TypeVar
 import psycopg2
 import pytest
 import redis
+from sqlalchemy import Engine, create_engine
 
 from domain import migrations
+from domain.cache import Cache
 from domain.settings import Settings, load
-from local.servers import Broker, Cache, Postgres, Replica, Server
+from local.servers import Broker, Postgres, Replica, Server
+from local.servers import Cache as CacheServer
 
 ROOT = Path(__file__).parent
 STACKS = ("e2e", "faults", "load", "local", "security", "workers")
@@ -77,14 +80,14 @@ def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broker]:
 
 
 @pytest.fixture(scope="session")
-def cache_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cache]:
+def cache_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CacheServer]:
     """The Valkey of projections."""
-    with _running(Cache(tmp_path_factory.mktemp("cache"))) as server:
+    with _running(CacheServer(tmp_path_factory.mktemp("cache"))) as server:
         yield server
 
 
 @pytest.fixture(scope="session")
-def environ(postgres: Postgres, broker: Broker, cache_server: Cache) -> dict[str, str]:
+def environ(postgres: Postgres, broker: Broker, cache_server: CacheServer) -> dict[str, str]:
     """The environment of a process that is to use the tests' servers."""
     return {
         "LOCAL_STACK": "on",
@@ -103,6 +106,23 @@ def environ(postgres: Postgres, broker: Broker, cache_server: Cache) -> dict[str
 def settings(environ: dict[str, str]) -> Settings:
     """The settings that `environ` makes."""
     return load(environ)
+
+
+@pytest.fixture
+def engine(settings: Settings) -> Iterator[Engine]:
+    """A pool of the test's own."""
+    engine = create_engine(settings.database_url)
+    yield engine
+    engine.dispose()
+
+
+@pytest.fixture
+def cache(settings: Settings, engine: Engine, cache_server: CacheServer, broker: Broker) -> Iterator[Cache]:
+    """The cache, as a process of the API has it."""
+    cache = Cache(settings, engine)
+    cache.start()
+    yield cache
+    cache.stop()
 
 
 @pytest.fixture(autouse=True)

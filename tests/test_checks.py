@@ -13,7 +13,6 @@ from domain.cache import Cache
 from domain.projections import command
 from domain.settings import Settings
 from local.servers import Broker, Postgres
-from local.servers import Cache as CacheServer
 from tests import rows
 from tests.checks import PROMISES, broken, violations
 from tests.factories import Accounts, Someone
@@ -61,21 +60,6 @@ BREACHES = {
     "a notice was due and is not sent": ["update notices set sent_at = null where kind = 'requested'"],
     "a notice was given up": ["update notices set dropped_at = due_at, drop_reason = 'undeliverable' where kind = 'requested'"],
 }
-
-
-@pytest.fixture
-def engine(settings: Settings) -> Iterator[Engine]:
-    engine = create_engine(settings.database_url)
-    yield engine
-    engine.dispose()
-
-
-@pytest.fixture
-def cache(settings: Settings, engine: Engine, cache_server: CacheServer, broker: Broker) -> Iterator[Cache]:
-    cache = Cache(settings, engine)
-    cache.start()
-    yield cache
-    cache.stop()
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ from uuid import UUID
 
 import pytest
 from redis import Redis
-from sqlalchemy import Connection, Engine, create_engine
+from sqlalchemy import Connection, Engine
 
 from domain.cache import Cache
 from domain.commands import Command
@@ -15,23 +15,7 @@ from domain.lanes import Drainer
 from domain.schedule import Role
 from domain.settings import Settings
 from local.servers import Broker
-from local.servers import Cache as CacheServer
 from tests.rows import send
-
-
-@pytest.fixture
-def engine(settings: Settings) -> Iterator[Engine]:
-    engine = create_engine(settings.database_url)
-    yield engine
-    engine.dispose()
-
-
-@pytest.fixture
-def cache(settings: Settings, engine: Engine, cache_server: CacheServer, broker: Broker) -> Iterator[Cache]:
-    cache = Cache(settings, engine)
-    cache.start()
-    yield cache
-    cache.stop()
 
 
 @pytest.fixture
