@@ -69,10 +69,10 @@ def main() -> int:
     parser.add_argument("--users", type=int, default=20_000)
     parser.add_argument("--seconds", type=float, default=600.0, help="how long is measured")
     parser.add_argument("--think", type=float, default=30.0, help="seconds between two things that somebody does, on average")
-    parser.add_argument("--ramp", type=float, help="within how many seconds they all come; 3 ms for each unless given")
+    parser.add_argument("--ramp", type=float, help="within how many seconds they all come; 6 ms for each unless given")
     parser.add_argument("--processes", type=int, default=2, help="of the client")
     asked = parser.parse_args()
-    asked.ramp = asked.ramp or max(5.0, asked.users * 0.003)
+    asked.ramp = asked.ramp or max(5.0, asked.users * 0.006)
     logs.configure("WARNING")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # and nothing that was started is left behind
     report = Report()
