@@ -29,7 +29,7 @@ READS: Final = 128
 OTHERS: Final = 32
 # For how long people may wait for a seat. A rush of commands is answered within some seconds, so it waits rather than come again.
 READ_PATIENCE: Final = 0.25
-PATIENCE: Final = 1.3
+PATIENCE: Final = 1.2
 CALM_SECONDS: Final = 1.0  # without anybody turned away, after which it is an overload no longer
 LONGEST: Final = 10  # seconds, after which people are told to come back
 
