@@ -17,17 +17,18 @@ STEPS: Final = (20_000, 200_000, 2_000_000)  # people at once
 MIB, GIB = 2**20, 2**30
 
 # Each input: its value, what it is, and where it comes from.
-LOAD = "`make load USERS=2000 SECONDS=60`"
+LOAD = "`make load SECONDS=60`"
+CPU = "`python -m tests.load --users 12000 --think 18 --seconds 40`, ten seconds of it at 806 requests a second"
 REST = "PSS (`/proc/PID/smaps_rollup`) of a local stack at rest"
 ROWS = "`make growth`, *What a row takes*"
 MEASURED: Final[Mapping[str, tuple[float, str, str]]] = {
-    "requests": (0.0367, "requests of one person, a second (something every 30 s, following what it asked for)", LOAD),
-    "commands": (0.00148, "commands of one person, a second", LOAD),
-    "api": (4.48, "ms of CPU for one request: API", LOAD),
-    "postgres": (2.19, "PostgreSQL, mails and decisions that follow included", LOAD),
-    "booking": (0.40, "booking workers", LOAD),
-    "notifications": (0.91, "notification workers", LOAD),
-    "redis": (0.19, "both Redis servers", LOAD),
+    "requests": (0.0403, "requests of one person, a second (something every 30 s, following what it asked for)", CPU),
+    "commands": (0.00217, "commands of one person, a second", LOAD),
+    "api": (0.88, "ms of CPU for one request: API", CPU),
+    "postgres": (0.47, "PostgreSQL, mails and decisions that follow included", CPU),
+    "booking": (0.25, "booking workers", CPU),
+    "notifications": (0.27, "notification workers", CPU),
+    "redis": (0.11, "both Redis servers", CPU),
     "api_process": (97, "MiB of one API process, its parent's share included", REST),
     "connection": (0.02, "MiB of one open connection", "`make load`: our processes with 20,000 connections beside 2,000"),
     "worker": (85, "MiB of one worker process, its parent's share included", REST),
