@@ -3,7 +3,7 @@
 A hot read is a GET whose answer is cached, in time and meant for its reader, whose session is cached as alive. Flask alone waits,
 refuses and explains: this layer may be switched off (`HOT_READS=off`), and only the cost of a read changes.
 
-It is asked in two ways: by the worker with the bytes of a request (`answer`), before anything else has parsed them, which is what
+It is asked in two ways: by the worker with the bytes of a request (`read`, `look`) that nothing else has parsed, which is what
 makes a read cheap; and as a WSGI application with whatever is not so plain, such as requests that come together or in pieces.
 In the first way what is not cached is filled here too, session and projection together.
 """
@@ -15,14 +15,12 @@ import logging
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from email.utils import formatdate
 from functools import cache, lru_cache
-from time import perf_counter, time
+from time import perf_counter
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import structlog
 from flask import Flask, Request
-from gunicorn import SERVER
 from marshmallow import Schema
 from sqlalchemy import Connection
 from werkzeug.http import parse_etags
@@ -34,6 +32,7 @@ from api.directory import AgendaQuery, DoctorQuery
 from api.reading import PRIVATE, PUBLIC
 from api.schemas import Blueprint
 from api.services import Services, sane_id
+from api.wire import written
 from domain import directory, logs, metrics, projections, sessions, tokens, traces
 from domain.answers import resolved
 from domain.cache import Answer, Filled, Ready, Wanted, etag
@@ -52,6 +51,7 @@ _PATHS: Final = re.compile(
     rf"/api/v1/(?:doctors/(?P<doctor>{_ID})|doctors/(?P<agenda>{_ID})/agenda|(?P<search>doctors)"
     rf"|commands/(?P<command>{_ID})|appointments/(?P<appointment>{_ID})|(?P<appointments>appointments))"
 )
+_ANYBODYS: Final = "/api/v1/doctors"  # what is told to anybody alike begins with this
 # What every server reads alike: a target without escapes, names without underscores, and no value but of printable ASCII.
 _HEAD: Final = re.compile(rb"GET (/api/v1/[a-z0-9/-]+)(?:\?([!\"$-~]*))? HTTP/1\.1((?:\r\n[A-Za-z0-9-]+:[\t -~]*){1,64})")
 _FIELDS: Final = re.compile(r"\r\n([^:]+):[\t ]*([^\r]*)")
@@ -65,7 +65,7 @@ _lines = logging.getLogger(__name__)
 _log = structlog.get_logger()
 
 
-class _Get(NamedTuple):
+class Get(NamedTuple):
     """A GET, of which nothing but this can change the answer."""
 
     path: str
@@ -73,6 +73,11 @@ class _Get(NamedTuple):
     authorization: str
     held: str | None  # its If-None-Match
     request_id: str
+
+    @property
+    def wish(self) -> tuple[str, ...]:
+        """What it wants to know: to whoever has the same wish at the same time, the same is to be told."""
+        return (self.path, self.query) if self.path.startswith(_ANYBODYS) else (self.path, self.query, self.authorization)
 
 
 class _Answer(NamedTuple):
@@ -90,7 +95,7 @@ class _Asked(NamedTuple):
     id: str
     query: str
     claims: Any = None
-    fill_as: str | None = None  # the id of a request for which may be filled what is not at hand
+    filling: Callable[[], None] | None = None  # to be called before what is not at hand is filled; None if nothing is to be
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +107,14 @@ class _Read:
     at: Callable[[_Asked], Wanted | None]
     whole: Callable[[_Asked, Ready], Ready | None] = lambda _, ready: ready
     primary: bool = False  # no replica may fill it
+
+
+class _Found(NamedTuple):
+    """What is wanted, whole."""
+
+    read: _Read
+    ready: Ready
+    session_id: str | None  # of the reader, where that matters
 
 
 class HotReads:
@@ -129,46 +142,51 @@ class HotReads:
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         """Answer a request (PEP 3333)."""
+        began = perf_counter()
         get = _got(environ)
-        answer = None if get is None else self._answer(get)
-        if answer is None:
+        found = None if get is None else self._find(get)
+        if get is None or found is None:
             return self._onward(environ, start_response)
+        answer = self._answer(get, found, began)
         start_response(answer.status, answer.headers)
         return (answer.body,)
 
-    def answer(self, head: bytes) -> bytes | None:
-        """The whole answer to a request without a body, by its head less the blank line, on a connection that stays open.
+    def look(self, get: Get, alone: Callable[[], None]) -> Callable[[Get], bytes] | None:
+        """What tells the whole answer to a request, and to any other with the same wish; None if it is to go the long way.
 
-        None for what is to go the long way.
+        Before it fills what is not cached, which may take longer, it calls `alone`: then this one only is to be told.
         """
         if self._extensions["healthmed"].leaving.is_set():
             return None
-        get = _parsed(head)
-        answer = None if get is None else self._answer(get, fills=True)
-        if answer is None:
-            return None
-        lines = "".join([f"{name}: {value}\r\n" for name, value in answer.headers])
-        begun = f"HTTP/1.1 {answer.status}\r\nServer: {SERVER}\r\nDate: {_date(int(time()))}\r\nConnection: keep-alive\r\n"
-        return f"{begun}{lines}\r\n".encode("latin-1") + answer.body
+        began, request_id = perf_counter(), ""
 
-    def _answer(self, get: _Get, *, fills: bool = False) -> _Answer | None:
-        began = perf_counter()
+        def filling() -> None:
+            nonlocal request_id
+            alone()
+            request_id = request_id or sane_id(get.request_id)
+            structlog.contextvars.clear_contextvars()
+            structlog.contextvars.bind_contextvars(request_id=request_id)
+
+        found = self._find(get, filling)
+        return None if found is None else lambda each: written(*self._answer(each, found, began, request_id))
+
+    def _find(self, get: Get, filling: Callable[[], None] | None = None) -> _Found | None:
         path = _PATHS.fullmatch(get.path)
         if path is None:
             return None
         name = str(path.lastgroup)
-        read, used = self._reads[name], self._extensions["healthmed"]
-        request_id = sane_id(get.request_id)
+        read = self._reads[name]
         try:
-            found = _find(read, used, path[name], get, request_id if fills else None)
+            return _find(read, self._extensions["healthmed"], path[name], get, filling)
         except HealthMedError:  # which Flask will explain
             return None
         except Exception as error:
             _log.warning("hot_read_failed", route=read.rule, error=type(error).__name__)
             return None
-        if found is None:
-            return None
-        (tag, body), session_id = found
+
+    def _answer(self, get: Get, found: _Found, began: float, request_id: str = "") -> _Answer:
+        read, (tag, body), session_id = found
+        request_id = request_id or sane_id(get.request_id)
         caching = PRIVATE if read.readers else PUBLIC
         headers = [("ETag", f'"{tag}"'), ("Cache-Control", caching), ("X-Request-ID", request_id), *self._standing]
         if _is_held(get, tag):
@@ -192,8 +210,9 @@ class HotReads:
     def _page(self, asked: _Asked, listed: Ready) -> Ready | None:
         cards = asked.used.cache.at_hand(_at_cards(listed[1]))
         if cards is None:
-            if asked.fill_as is None:
+            if asked.filling is None:
                 return None
+            asked.filling()
             return _ready(directory.search(asked.used.cache, _read_query(DoctorQuery, asked.query)))
         parts = (asked.query, listed[0], *[tag for tag, _ in cards])  # which make the page what it is
         page = self._pages.get(parts)
@@ -207,7 +226,7 @@ class HotReads:
         return page
 
 
-def _got(environ: WSGIEnvironment) -> _Get | None:
+def _got(environ: WSGIEnvironment) -> Get | None:
     """What a server parsed, if it is a GET that may be answered here."""
     if (
         environ["REQUEST_METHOD"] != "GET"
@@ -217,7 +236,7 @@ def _got(environ: WSGIEnvironment) -> _Get | None:
         or "HTTP_ORIGIN" in environ
     ):
         return None
-    return _Get(
+    return Get(
         environ["PATH_INFO"],
         environ["QUERY_STRING"],
         environ.get("HTTP_AUTHORIZATION", ""),
@@ -226,8 +245,11 @@ def _got(environ: WSGIEnvironment) -> _Get | None:
     )
 
 
-def _parsed(head: bytes) -> _Get | None:
-    """What these bytes say, if there is but one way to read them, and nobody need look at what `_Get` leaves out."""
+def read(head: bytes) -> Get | None:
+    """The request with this head, less the blank line, and without a body, on a connection that stays open.
+
+    None unless there is but one way to read these bytes, and nobody need look at what `Get` leaves out.
+    """
     line = _HEAD.fullmatch(head)
     if line is None:
         return None
@@ -240,7 +262,7 @@ def _parsed(head: bytes) -> _Get | None:
         return None
     said = fields.get
     held = said("if-none-match")
-    return _Get(
+    return Get(
         path.decode(),
         query.decode(),
         said("authorization", "").rstrip(),
@@ -249,18 +271,13 @@ def _parsed(head: bytes) -> _Get | None:
     )
 
 
-@lru_cache(1)
-def _date(second: int) -> str:
-    return formatdate(second, usegmt=True)
-
-
-def _is_held(get: _Get, tag: str) -> bool:
+def _is_held(get: Get, tag: str) -> bool:
     """Whether whoever asks has this answer already."""
     return get.held is not None and (get.held == f'"{tag}"' or parse_etags(get.held).contains_weak(tag))
 
 
-def _find(read: _Read, used: Services, path_id: str, get: _Get, fill_as: str | None) -> tuple[Ready, str | None] | None:
-    """What is wanted and in which session, at hand or filled for a request with an id. Raises HealthMedError as Flask would."""
+def _find(read: _Read, used: Services, path_id: str, get: Get, filling: Callable[[], None] | None) -> _Found | None:
+    """What is wanted, at hand or filled. Raises HealthMedError where Flask would refuse."""
     used.cache.new_budget()
     claims: Claims | None = None
     if read.readers:
@@ -270,25 +287,27 @@ def _find(read: _Read, used: Services, path_id: str, get: _Get, fill_as: str | N
         claims = tokens.read(used.settings.jwt_keys, token, Type.ACCESS)
         if claims.role not in read.readers:
             return None
-    asked = _Asked(used, path_id, get.query, claims, fill_as)
+    asked = _Asked(used, path_id, get.query, claims, filling)
     if (wanted := read.at(asked)) is None:
         return None
     keys = [wanted] if claims is None else [sessions.standing(claims.session_id), wanted]
     found = used.cache.look(keys, None if claims is None else claims.person_id)
     if found is None or (claims is not None and found[0] is not None and found[0][1] != sessions.ALIVE):
         return None
-    if None in found and (fill_as is None or not _fill(asked, keys, found, read.primary)):
-        return None
+    if None in found:
+        if filling is None:
+            return None
+        filling()
+        if not _fill(asked, keys, found, read.primary):
+            return None
     ready: Ready | None = found[-1]
     whole = None if ready is None else read.whole(asked, ready)
-    return None if whole is None else (whole, None if claims is None else str(claims.session_id))
+    return None if whole is None else _Found(read, whole, None if claims is None else str(claims.session_id))
 
 
 def _fill(asked: _Asked, keys: Sequence[Wanted], found: list[Ready | None], primary: bool) -> bool:
     """Fill what was not found, the session first; whether all of it is there now, and Flask would say no more than that."""
     cache, reader = asked.used.cache, None if asked.claims is None else asked.claims.person_id
-    structlog.contextvars.clear_contextvars()
-    structlog.contextvars.bind_contextvars(request_id=asked.fill_as)
 
     def fill(connection: Connection, missing: Sequence[Wanted]) -> list[Filled | None]:
         filled: list[Filled | None] = []

@@ -9,11 +9,11 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Callable, Mapping
 from functools import lru_cache
 from math import ceil
-from typing import Final
+from typing import Any, Final, NamedTuple
 
 from uuid_utils.compat import uuid7
 
@@ -49,8 +49,25 @@ _ID: Final = re.compile(rb"\r\nx-request-id: ([a-z0-9._-]{1,64})(?=\r|$)")
 _ORIGIN: Final = re.compile(rb"\r\norigin: (\S+)(?=\r|$)")
 
 
+Turn = Callable[[Any, "Party | None"], object]  # told of a guest, and of who wants the same; None if there was no seat in time
+
+
+class Guest(NamedTuple):
+    """Someone who waits for a seat."""
+
+    since: float
+    turn: Turn
+    who: Any
+
+
+Party = deque[Guest]  # of guests who want the same, by how long they have waited
+
+
 class Room:
-    """So many seats, taken in turn. Only so many may wait as will have a seat in time, at the pace at which seats are left.
+    """So many seats, taken in turn. Only so many may wait as will be answered in time, at the pace at which people are.
+
+    Who wants the same as others waits together with them. The first to get a seat gets it for all: what one sees who begins to
+    look when all have come is no older for any of them than what each would have seen alone.
 
     It calls back whoever waits, so that waiting costs no more than a place in a list.
     """
@@ -58,8 +75,9 @@ class Room:
     def __init__(self, seats: int, patience: float) -> None:
         self._seats = self._free = seats
         self._patience = patience
-        self._waiting: deque[tuple[float, Callable[..., object], tuple[object, ...]]] = deque()
-        self._pace = 0.0  # seats left in a second, while people waited for them
+        self._parties: OrderedDict[object, Party] = OrderedDict()  # by what they want, in the order of those who came first
+        self._waiting = 0  # people in all of them
+        self._pace = 0.0  # people answered in a second, while others waited
         self._may_wait = 0.0  # how many, at that pace
         self._measured = -_STALE
         self._left = 0  # since then:
@@ -78,8 +96,8 @@ class Room:
             return True
         return False
 
-    def wait(self, turn: Callable[..., object], *guest: object) -> bool:
-        """Whether one may wait: then `turn` is told of the guest, and whether there was a seat in time."""
+    def has_time(self) -> bool:
+        """Whether one more may wait."""
         now = time.monotonic()
         if not self._waiting:
             if now - self._measured > _STALE:
@@ -88,27 +106,49 @@ class Room:
         elif now - self._since > _SPELL:
             self._go_at(self._left / (now - self._since))
             self._since, self._left, self._measured = now, 0, now
-        if len(self._waiting) >= self._may_wait:
+        if self._waiting >= self._may_wait:
             self._shed(now)
             return False
-        self._waiting.append((now, turn, guest))
         return True
+
+    def wait(self, wish: object, turn: Turn, who: Any) -> None:
+        """Wait for a seat, together with whoever has the same wish, if it isn't None."""
+        self._parties.setdefault(object() if wish is None else wish, deque()).append(Guest(time.monotonic(), turn, who))
+        self._waiting += 1
+
+    def wait_on(self, wish: object, party: Party) -> None:
+        """Have those wait on, before all others, who want what the one with the seat could not get for them."""
+        if party:
+            self._waiting += len(party)
+            party.extend(self._parties.get(wish, ()))  # those who came since
+            self._parties[wish] = party
+            self._parties.move_to_end(wish, last=False)
+            while self._parties and self.enter():
+                self._seat()
+
+    def tell(self) -> None:
+        """Count one who was answered without a seat."""
+        self._left += 1
 
     def leave(self) -> None:
         """Give the seat to whoever has waited longest."""
-        if self._waiting:
+        if self._parties:
             self._left += 1
-            _, turn, guest = self._waiting.popleft()
-            turn(*guest, True)
+            self._seat()
         else:
             self._free += 1
 
     def look(self) -> None:
         """Tell those who have waited too long; to be called some times a second."""
-        while self._waiting and self._waiting[0][0] < time.monotonic() - 1.25 * self._patience:
-            _, turn, guest = self._waiting.popleft()
-            self._shed(time.monotonic())
-            turn(*guest, False)
+        late = time.monotonic() - 1.25 * self._patience
+        for wish, party in list(self._parties.items()):
+            while party and party[0].since < late:
+                guest = party.popleft()
+                self._waiting -= 1
+                self._shed(time.monotonic())
+                guest.turn(guest.who, None)
+            if not party:
+                del self._parties[wish]
 
     def turn_away(self) -> int:
         """Seconds until there is room for whoever is turned away now: no more are told the same as will be let in then.
@@ -117,10 +157,16 @@ class Room:
         """
         now = time.monotonic()
         pace = max(self._pace, self._seats)
-        self._told = max(self._told, now + len(self._waiting) / pace) + 1 / pace
+        self._told = max(self._told, now + self._waiting / pace) + 1 / pace
         if self._told > now + LONGEST:  # there is no telling
             self._told = now + 1 / pace
         return ceil(self._told - now)
+
+    def _seat(self) -> None:
+        _, party = self._parties.popitem(last=False)
+        self._waiting -= len(party)
+        first = party.popleft()
+        first.turn(first.who, party)
 
     def _shed(self, now: float) -> None:
         self._sheds_until = now + CALM_SECONDS
@@ -132,10 +178,10 @@ class Room:
 class Asked:
     """One whole request, of which no more is known than its kind."""
 
-    __slots__ = ("body", "closes", "head", "held", "id", "length", "origin", "room")
+    __slots__ = ("body", "closes", "head", "held", "id", "origin", "room")
 
-    def __init__(self, head: bytes, lowered: bytes, body: bytes, length: int, room: Room) -> None:
-        self.head, self.body, self.length, self.room = head, body, length, room
+    def __init__(self, head: bytes, lowered: bytes, body: bytes, room: Room) -> None:
+        self.head, self.body, self.room = head, body, room
         # It will do nothing but wait for a decision, and needs no seat for that.
         self.held = head.startswith(b"GET /api/v1/commands/") and b"\r\nprefer:" in lowered
         self.closes = b"\r\nconnection: close" in lowered  # its sender wants the connection closed afterwards
@@ -198,7 +244,7 @@ class Door:
             return None
         if lowered.count(b"content-length") != (length is not None) or len(body) != int(length[1] if length else 0):
             return None
-        return Asked(head, lowered, body, len(received), self._reads if line["read"] else self._others)
+        return Asked(head, lowered, body, self._reads if line["read"] else self._others)
 
     def refusal(self, asked: Asked) -> bytes:
         """The whole answer to whoever is turned away."""

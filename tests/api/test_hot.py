@@ -25,7 +25,7 @@ from domain.schedule import Role
 from domain.tokens import Claims, Type
 from local.servers import free_port
 from tests.api.clinic import API, Clinic
-from tests.api.ways import BothWays
+from tests.api.ways import BothWays, answered
 from tests.factories import Someone, bearer
 
 ROOT = Path(__file__).parents[2]
@@ -213,8 +213,8 @@ def test_what_a_doctor_reads_is_written_down_before_it_is_hot(
     head = f"GET {API}{path} HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer {doctor.access}".encode()
     with monkeypatch.context() as unwritten:
         unwritten.setattr(audit, "ensure_read", fail)
-        assert layer.answer(head) is None, "it answered in an hour for which no reading stands in the audit"
-    assert layer.answer(head)
+        assert answered(layer, head) is None, "it answered in an hour for which no reading stands in the audit"
+    assert answered(layer, head)
 
 
 def test_bytes_fill_what_is_not_cached_for_whom_it_is_meant_and_nobody_else(
@@ -224,8 +224,7 @@ def test_bytes_fill_what_is_not_cached_for_whom_it_is_meant_and_nobody_else(
 
     def answer(path: str, who: Someone) -> bytes | None:
         clinic.services.cache._insist(("FLUSHDB",))
-        answered: bytes | None = layer.answer(f"GET {API}{path} HTTP/1.1\r\nAuthorization: Bearer {who.access}".encode())
-        return answered
+        return answered(layer, f"GET {API}{path} HTTP/1.1\r\nAuthorization: Bearer {who.access}".encode())
 
     for path in (f"/commands/{booked['id']}", f"/appointments/{booked['appointment_id']}", "/appointments"):
         assert booked["appointment_id"].encode() in (answer(path, patient) or b"")
@@ -264,7 +263,7 @@ def test_bytes_that_could_be_read_in_two_ways_are_passed_on(clinic: Clinic, doct
     clinic.get(f"/doctors/{doctor.id}")
     good = f"GET {path} HTTP/1.1\r\nHost: a"
     for more in ("", "\r\nAccept: */*", "\r\nConnection: Keep-Alive", "\r\nX-Forwarded-For: 192.0.2.1, 192.0.2.2", "\r\nCookie:"):
-        assert layer.answer((good + more).encode())
+        assert answered(layer, (good + more).encode())
     for more in (
         "\r\nContent-Length: 1",
         "\r\nTransfer-Encoding: chunked",
@@ -286,7 +285,7 @@ def test_bytes_that_could_be_read_in_two_ways_are_passed_on(clinic: Clinic, doct
         "\r\nprefer: wait=1",
         "".join(f"\r\nA{n}: b" for n in range(64)),
     ):
-        assert layer.answer((good + more).encode("latin-1")) is None, more
+        assert answered(layer, (good + more).encode("latin-1")) is None, more
     for line in (
         f"GET {path}#part HTTP/1.1",
         f"GET {path} HTTP/1.0",
@@ -296,7 +295,7 @@ def test_bytes_that_could_be_read_in_two_ways_are_passed_on(clinic: Clinic, doct
         f"GET {path.replace('doctors', 'd%6Fctors')} HTTP/1.1",
         f"HEAD {path} HTTP/1.1",
     ):
-        assert layer.answer(f"{line}\r\nHost: a".encode()) is None, line
+        assert answered(layer, f"{line}\r\nHost: a".encode()) is None, line
 
 
 def test_all_ways_write_the_same_line_and_count_alike(

@@ -10,7 +10,7 @@ from urllib.parse import quote
 from flask import Flask
 from werkzeug.test import run_wsgi_app
 
-from api.hot import HotReads
+from api.hot import HotReads, read
 
 TRIES = 20  # what is read may change between one look and the next, and is asked for again then
 
@@ -45,10 +45,10 @@ class BothWays:
             return self._flask(environ, start_response)
         self._bytes_first = not self._bytes_first
         for _ in range(TRIES):
-            first = self._layer.answer(head(environ)) if self._bytes_first else None
+            first = answered(self._layer, head(environ)) if self._bytes_first else None
             flask = run_wsgi_app(self._flask, dict(environ), buffered=True)
             layer = run_wsgi_app(self._layer, dict(environ), buffered=True)
-            raw = first or self._layer.answer(head(environ))
+            raw = first or answered(self._layer, head(environ))
             is_hot = layer[1] != PASSED_ON
             if not is_hot:
                 layer = flask
@@ -74,6 +74,13 @@ def head(environ: dict[str, Any]) -> bytes:
     headers = {name.removeprefix("HTTP_"): value for name, value in environ.items() if name.startswith(("HTTP_", "CONTENT_"))}
     lines = "".join(f"\r\n{name.replace('_', '-').title()}: {value}" for name, value in headers.items())
     return f"{environ['REQUEST_METHOD']} {target} HTTP/1.1{lines}".encode("latin-1")
+
+
+def answered(layer: HotReads, head: bytes) -> bytes | None:
+    """What the layer tells to a request in bytes, if it does."""
+    get = read(head)
+    tell = None if get is None else layer.look(get, lambda: None)
+    return None if get is None or tell is None else tell(get)
 
 
 def parted(raw: bytes) -> tuple[list[bytes], str, list[tuple[str, str]]]:

@@ -8,28 +8,32 @@ import os
 import signal
 import socket
 import string
+import struct
 import subprocess
 import sys
 import time
-from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
-from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from redis import Redis
+from sqlalchemy import Engine, create_engine, text
 from uuid_utils.compat import uuid7
 
 from api import shedding
 from api.errors import problem
-from api.shedding import OTHERS, Door, Room
+from api.shedding import OTHERS, READS, Door, Party, Room
+from domain.commands import Book
 from domain.schedule import Role
 from domain.settings import Settings, load
 from domain.tokens import Claims, Type, mint
-from local.servers import Postgres, free_port
+from local.servers import Cache, Postgres, free_port
+from tests.rows import add_doctor, add_person, add_slot, send, tomorrow
 
 ROOT = Path(__file__).parents[2]
 GET = b"GET /api/v1/doctors HTTP/1.1\r\nHost: a\r\n"
@@ -52,8 +56,14 @@ class Guests:
         for name in names:
             if self.room.enter():
                 self.told[name] = True
+            elif self.room.has_time():
+                self.told[name] = None
+                self.room.wait(None, self._tell, name)
             else:
-                self.told[name] = None if self.room.wait(partial(self.told.__setitem__, name)) else False
+                self.told[name] = False
+
+    def _tell(self, name: str, mates: Party | None) -> None:
+        self.told[name] = mates is not None
 
     def which(self, told: bool | None) -> str:
         return "".join(name for name, each in self.told.items() if each is told)
@@ -76,6 +86,61 @@ def test_seats_go_to_whoever_has_waited_longest() -> None:
     guests.room.leave()
     assert guests.which(True) == "abcd"
     assert not guests.room.sheds
+
+
+class Wishes:
+    """Guests who each want what their name begins with, if that is a letter, and what was said to whom."""
+
+    def __init__(self, room: Room, taken: int) -> None:
+        assert all(room.enter() for _ in range(taken))
+        self.room = room
+        self.told: list[str] = []
+        self.mates: Party = deque()  # of the one who was told last
+
+    def come(self, *names: str) -> None:
+        for name in names:
+            self.room.wait(name[0] if name[0].isalpha() else None, self._tell, name)
+
+    def _tell(self, name: str, mates: Party | None) -> None:
+        self.mates = mates or deque()
+        self.told.append(" ".join([name, "is too late" if mates is None else "sits", *(mate.who for mate in self.mates)]))
+
+
+def test_who_waits_for_the_same_gets_it_together_with_the_first_of_them() -> None:
+    guests = Wishes(Room(1, 1.0), taken=1)
+    guests.come("a1", "b1", "?1", "a2", "?2", "b2", "a3")
+    for _ in range(5):
+        guests.room.leave()
+    assert guests.told == ["a1 sits a2 a3", "b1 sits b2", "?1 sits", "?2 sits"]
+    assert guests.room.enter()
+    assert not guests.room.enter()
+
+
+def test_those_for_whom_nothing_was_got_wait_on_before_all_others(clock: list[float]) -> None:
+    guests = Wishes(Room(2, 1.0), taken=2)
+    guests.come("a1", "b1", "a2", "a3")
+    guests.room.leave()
+    guests.come("a4")
+    guests.room.wait_on("a", guests.mates)
+    guests.room.leave()
+    guests.room.wait_on("a", guests.mates)
+    assert guests.told == ["a1 sits a2 a3", "a2 sits a3 a4"]
+    clock[0] += 2
+    guests.room.look()
+    assert guests.told[2:] == ["a3 is too late", "a4 is too late", "b1 is too late"]
+    guests.room.leave()
+    guests.room.leave()
+    assert [guests.room.enter() for _ in range(3)] == [True, True, False]
+
+
+def test_who_is_to_wait_on_while_a_seat_is_free_gets_it() -> None:
+    guests = Wishes(Room(2, 1.0), taken=2)
+    guests.come("a1", "a2", "a3")
+    guests.room.leave()
+    guests.room.leave()
+    guests.room.wait_on("a", guests.mates)
+    assert guests.told == ["a1 sits a2 a3", "a2 sits a3"]
+    assert not guests.room.enter()
 
 
 def test_as_many_may_wait_as_will_have_a_seat_in_time(clock: list[float]) -> None:
@@ -214,9 +279,43 @@ def test_a_refusal_is_the_problem_document_that_the_application_would_answer_wit
         assert "Access-Control-Allow-Origin" not in answer.headers
 
 
+CROWD = READS + 112  # of whom as many have to wait as will have a seat in time, however slow the machine
+_WAYS = [(), ("If-None-Match: {tag}",), ("Authorization: Bearer none", "Accept: */*"), ("Connection: close",)]
+
+
+def _way(number: int) -> int:
+    return number % 3 if number % 30 else 3
+
+
+_LOG_IN = text(
+    "insert into sessions (id, person_id, refresh_id, refreshed_at, expires_at)"
+    " values (:id, :person, uuidv7(), clock_timestamp(), clock_timestamp() + interval '1 day')"
+)
+_LOG_OUT = text("update sessions set revoked_at = clock_timestamp() where id = :id")
+
+
 @pytest.fixture
-def port(environ: dict[str, str]) -> Iterator[int]:
-    """The port of a gunicorn with one worker."""
+def engine(settings: Settings) -> Iterator[Engine]:
+    engine = create_engine(settings.database_url)
+    yield engine
+    engine.dispose()
+
+
+@pytest.fixture
+def worker(served: tuple[int, int]) -> int:
+    """The process of a gunicorn that serves, and that alone."""
+    return int(Path(f"/proc/{served[1]}/task/{served[1]}/children").read_text())
+
+
+@pytest.fixture
+def port(served: tuple[int, int]) -> int:
+    """Its port."""
+    return served[0]
+
+
+@pytest.fixture
+def served(environ: dict[str, str]) -> Iterator[tuple[int, int]]:
+    """The port of a gunicorn with one worker, and its process."""
     port = free_port()
     process = subprocess.Popen(
         [sys.executable, "-m", "gunicorn", "-c", "api/gunicorn.conf.py", "api.wsgi:app"],
@@ -228,7 +327,7 @@ def port(environ: dict[str, str]) -> Iterator[int]:
         while not listens(port):
             assert time.monotonic() < deadline
             time.sleep(0.05)
-        yield port
+        yield port, process.pid
         process.send_signal(signal.SIGTERM)
         assert process.wait(25) == 0
     finally:
@@ -259,6 +358,127 @@ def test_while_commands_wait_for_a_database_that_is_gone_the_rest_is_shed_soon_a
     soon = [seconds for _, headers, seconds in told if "Too many at once" in headers["told"]]
     assert OTHERS - 5 <= len(soon) <= len(told) - OTHERS + 5
     assert ask(port, "GET", "/readyz")[0] == 200
+
+
+def test_who_waits_for_the_same_read_is_told_it_together_and_each_in_its_own_way(
+    port: int, worker: int, settings: Settings, engine: Engine, cache_server: Cache
+) -> None:
+    with engine.begin() as connection:
+        doctor = add_doctor(connection, settings)
+    path = f"/api/v1/doctors/{doctor}"
+    _, headers, _ = ask(port, "GET", path)
+    tag = headers["ETag"]
+    asked = [(f"X-Request-ID: mine-{n}", *_WAYS[_way(n)]) for n in range(CROWD)]
+    with Redis.from_url(cache_server.url) as redis:
+        before: list[int] = []
+        requests = [get(path, *(line.format(tag=tag) for line in lines)) for lines in asked]
+        told = at_once(port, worker, requests, meanwhile=lambda _: before.append(looks(redis)))
+        looked = looks(redis) - before[-1]
+    for number, (answer, body) in enumerate(told):
+        assert answer.headers["X-Request-ID"] == f"mine-{number}"
+        assert answer.headers["ETag"] == tag
+        assert answer.headers["Connection"] == ("close" if _way(number) == 3 else "keep-alive")
+        if _way(number) == 1:
+            assert (answer.status, body) == (304, b"")
+        else:
+            assert (answer.status, json.loads(body)["id"]) == (200, str(doctor))
+    assert looked < READS + 20, "each looked for itself"  # who wants the connection closed goes the long way
+
+
+def test_what_is_not_cached_and_what_is_not_there_is_told_to_each_who_waits(
+    port: int, worker: int, settings: Settings, engine: Engine
+) -> None:
+    with engine.begin() as connection:
+        doctor = add_doctor(connection, settings)
+    paths = [f"/api/v1/doctors/{doctor}", f"/api/v1/doctors/{uuid7()}"]
+    told = at_once(port, worker, [get(paths[n % 30 == 0]) for n in range(CROWD)])
+    assert [answer.status for answer, _ in told] == [404 if n % 30 == 0 else 200 for n in range(CROWD)]
+
+
+def test_nobody_who_waits_is_told_what_is_for_somebody_else(port: int, worker: int, settings: Settings, engine: Engine) -> None:
+    now = datetime.now(UTC)
+    with engine.begin() as connection:
+        owner, other = add_person(connection, settings), add_person(connection, settings)
+        slot = add_slot(connection, add_doctor(connection, settings), tomorrow())
+        command = send(connection, settings, owner, Book(slot)).id
+        tokens = []
+        for person in (owner, other, owner):
+            session = uuid7()
+            connection.execute(_LOG_IN, {"id": session, "person": person})
+            claims = Claims(Type.ACCESS, person, session, Role.PATIENT, uuid7(), now, now + timedelta(minutes=5))
+            tokens.append(f"Authorization: Bearer {mint(settings.jwt_keys, claims)}")
+        connection.execute(_LOG_OUT, {"id": session})
+    path = f"/api/v1/commands/{command}"
+    at_once(port, worker, [get(path, token) for token in tokens])
+    told = at_once(port, worker, [get(path, tokens[max(0, n % 30 - 27)]) for n in range(CROWD)])
+    assert [answer.status for answer, _ in told] == [(200, 404, 401)[max(0, n % 30 - 27)] for n in range(CROWD)]
+
+
+def test_those_who_hang_up_while_they_wait_hold_up_nobody(
+    port: int, worker: int, settings: Settings, engine: Engine, cache_server: Cache
+) -> None:
+    with engine.begin() as connection:
+        doctor = add_doctor(connection, settings)
+    path = f"/api/v1/doctors/{doctor}"
+    ask(port, "GET", path)
+
+    def hang_up(clients: list[socket.socket]) -> None:
+        cache_server.freeze()
+        os.kill(worker, signal.SIGCONT)
+        time.sleep(0.05)  # so that they are heard, and wait
+        for client in clients[::3]:
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            client.close()
+        cache_server.thaw()
+
+    try:
+        told = at_once(port, worker, [get(path)] * CROWD, meanwhile=hang_up)
+    finally:
+        cache_server.thaw()
+    assert [answer.status for answer, _ in told] == [200] * (CROWD - len(range(0, CROWD, 3)))
+
+
+def at_once(
+    port: int, worker: int, requests: list[bytes], meanwhile: Callable[[list[socket.socket]], object] = lambda _: None
+) -> list[tuple[http.client.HTTPResponse, bytes]]:
+    """What is answered to requests that a process finds all at once, on a connection each; again if any was turned away."""
+    for _ in range(5):
+        told = _at_once(port, worker, requests, meanwhile)
+        if all(answer.status != 503 for answer, _ in told):
+            break
+        time.sleep(1.1)
+    return told
+
+
+def _at_once(
+    port: int, worker: int, requests: list[bytes], meanwhile: Callable[[list[socket.socket]], object]
+) -> list[tuple[http.client.HTTPResponse, bytes]]:
+    clients = [socket.create_connection(("127.0.0.1", port), timeout=20) for _ in requests]
+    ask(port, "GET", "/healthz")  # they are accepted, too, when this is answered
+    os.kill(worker, signal.SIGSTOP)
+    for client, request in zip(clients, requests, strict=True):
+        client.sendall(request)
+    meanwhile(clients)
+    os.kill(worker, signal.SIGCONT)
+    answers = []
+    for client in clients:
+        if client.fileno() >= 0:
+            with client:
+                answer = http.client.HTTPResponse(client)
+                answer.begin()
+                answers.append((answer, answer.read()))
+                answer.close()
+    return answers
+
+
+def get(path: str, *lines: str) -> bytes:
+    """A request as it is written."""
+    return "\r\n".join([f"GET {path} HTTP/1.1", "Host: a", *lines, "", ""]).encode()
+
+
+def looks(redis: Redis) -> int:
+    """How often something was looked for in Redis."""
+    return int(redis.info("commandstats").get("cmdstat_hget", {"calls": 0})["calls"])
 
 
 def ask(port: int, method: str, path: str, headers: dict[str, str] | None = None, body: str | None = None) -> Any:
