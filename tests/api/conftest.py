@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -11,14 +12,17 @@ from flask.testing import FlaskClient
 
 from api.app import create_app
 from domain.settings import Settings
+from local.servers import Postgres
 from tests.api.clinic import Clinic
 from tests.api.ways import BothWays
+from tests.conftest import start_again
 from tests.factories import Accounts
 
 
 @pytest.fixture(scope="session")
-def app(settings: Settings) -> Iterator[Flask]:
+def app(settings: Settings, postgres: Postgres) -> Iterator[Flask]:
     """The application, on the tests' servers. What is read of it is read in both ways, and must be the same."""
+    start_again(postgres)  # or the application would find no database, and remember that for a second
     app = create_app(settings)
     app.wsgi_app = BothWays(app)  # type: ignore[method-assign]
     yield app
@@ -27,7 +31,11 @@ def app(settings: Settings) -> Iterator[Flask]:
 
 @pytest.fixture
 def client(app: Flask, postgres: object, broker: object, cache_server: object) -> FlaskClient:
-    """Somebody who sends requests; the servers are clean."""
+    """Somebody who sends requests; the servers are clean, and the application has seen that the database is there."""
+    deadline = time.monotonic() + 10
+    while app.extensions["healthmed"].cache.without_database:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
     return app.test_client()
 
 
