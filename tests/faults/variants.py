@@ -63,7 +63,7 @@ def slow() -> None:
     ignore_lane_locks()
     _precede(batches, "_write", lambda *_: time.sleep(0.02))  # read, and not yet written
     _precede(cache.Cache, "finish", lambda *_: time.sleep(0.02))  # committed, and not yet made known
-    _precede(cache.Cache, "_store", lambda *_: time.sleep(0.02))  # read, and not yet stored
+    _precede(cache.Cache, "_store", lambda *_: time.sleep(0.08))  # read, and not yet stored
 
 
 def no_row_locks() -> None:
