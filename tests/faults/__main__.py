@@ -35,12 +35,12 @@ from tests.faults.stack import FaultStack
 
 # Rows that share a stack, one after another, the longest first. What is in BESIDE mostly waits, and goes on beside the others.
 BESIDE: Final = (("M1",),)
-ALONE: Final = ("G3",)  # measures how much the machine can do
+ALONE: Final = (("A2", "W5"), ("G3",))  # hold the same figure with and without harm, or how much the machine can do, against it
 BUNDLES: Final = (
     ("X1",),
     ("W1", "A1", "W4"),
-    ("W2", "W3", "D1", "W5", "B1"),
-    ("R2", "R5", "A2", "T1", "B2"),
+    ("W2", "W3", "D1", "B1"),
+    ("R2", "R5", "T1", "B2"),
     ("G1", "G2"),
     ("T2",),
     ("R1", "R3", "P1", "P4"),
@@ -87,19 +87,20 @@ def main() -> int:
 
 def run_all(names: Sequence[str], scale: float, seed: int) -> list[dict[str, Any]]:
     """Run the bundles that hold these rows, each in a process of its own."""
-    wanted = [tuple(name for name in bundle if name in names) for bundle in (*BESIDE, *BUNDLES, ALONE)]
-    beside, others = wanted[: len(BESIDE)], wanted[len(BESIDE) : -1]
+    beside, others, alone = (
+        [wanted for bundle in bundles if (wanted := tuple(name for name in bundle if name in names))]
+        for bundles in (BESIDE, BUNDLES, ALONE)
+    )
     with tempfile.TemporaryDirectory(prefix="healthmed-faults-") as folder:
-        tasks = [bundle for bundle in beside if bundle], [bundle for bundle in others if bundle]
         with ThreadPoolExecutor(1) as one, ThreadPoolExecutor(AT_ONCE if scale > 0.5 else SMALL_AT_ONCE) as several:
             running = [
                 pool.submit(_run_apart, bundle, scale, seed, Path(folder) / "-".join(bundle))
-                for pool, bundles in ((one, tasks[0]), (several, tasks[1]))
+                for pool, bundles in ((one, beside), (several, others))
                 for bundle in bundles
             ]
             results = [result for each in running for result in each.result()]
-        if wanted[-1]:
-            results += _run_apart(wanted[-1], scale, seed, Path(folder) / "alone")
+        for bundle in alone:
+            results += _run_apart(bundle, scale, seed, Path(folder) / "-".join(bundle))
     return sorted(results, key=lambda each: list(ROWS).index(each["row"]))
 
 
