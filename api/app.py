@@ -42,16 +42,24 @@ from workers.app import send_wake_ups_to
 MAX_BODY = 64 * 1024
 POOL_SIZE = 16  # database connections of one process
 REDIS_SECONDS = 0.3
-HSTS = "max-age=63072000; includeSubDomains"
-HEADERS = {  # of every answer, unless a view says otherwise
-    "X-Content-Type-Options": "nosniff",
-    "Referrer-Policy": "no-referrer",
-    "Content-Security-Policy": "default-src 'none'; base-uri 'none'; frame-ancestors 'none'",
-}
 FAILED = "healthmed.failed"  # in a request's environment: what went wrong before it came to Flask
 EXPOSED = "ETag, Location, Preference-Applied, Retry-After, Warning, X-Request-ID"  # to scripts of other origins
 
 _log = structlog.get_logger()
+
+
+def standing_headers(settings: Settings) -> dict[str, str]:
+    """The headers of every answer, whoever gives it, unless a view says otherwise."""
+    headers = {
+        "X-Content-Type-Options": "nosniff",
+        "Referrer-Policy": "no-referrer",
+        "Content-Security-Policy": "default-src 'none'; base-uri 'none'; frame-ancestors 'none'",
+    }
+    if not settings.local_stack:
+        headers["Strict-Transport-Security"] = "max-age=63072000; includeSubDomains"
+    if settings.cors_origins:
+        headers["Vary"] = "Origin"
+    return headers
 
 
 def create_app(settings: Settings) -> Flask:
@@ -156,15 +164,15 @@ def _frame(app: Flask, settings: Settings) -> None:
         if (error := request.environ.get(FAILED)) is not None:
             raise error
 
+    standing = standing_headers(settings)
+
     @app.after_request
     def end(answer: Response) -> Response:
         headers = answer.headers
         headers["X-Request-ID"] = request_id()
-        for name, value in HEADERS.items():
+        for name, value in standing.items():
             headers.setdefault(name, value)
         headers.setdefault("Cache-Control", "no-store")
-        if not settings.local_stack:
-            headers["Strict-Transport-Security"] = HSTS
         if g.get("degraded") or services().cache.without_database:
             headers["Warning"] = '110 healthmed "Response is Stale"'
         _allow_origin(answer, settings.cors_origins)

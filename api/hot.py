@@ -25,7 +25,7 @@ from marshmallow import Schema
 from sqlalchemy import Connection
 from werkzeug.http import parse_etags
 
-from api.app import HEADERS, HSTS
+from api.app import standing_headers
 from api.appointments import ListQuery
 from api.auth import Anyone, AnyToken, Doctor, Patient
 from api.directory import AgendaQuery, DoctorQuery
@@ -124,11 +124,7 @@ class HotReads:
         self._extensions = app.extensions
         self._onward = onward
         settings = app.extensions["healthmed"].settings
-        self._standing = [*HEADERS.items()]
-        if not settings.local_stack:
-            self._standing.append(("Strict-Transport-Security", HSTS))
-        if settings.cors_origins:
-            self._standing.append(("Vary", "Origin"))
+        self._standing = [*standing_headers(settings).items()]
         self._pages: dict[tuple[str, ...], Ready] = {}
         self._searched = lru_cache(_QUERIES)(lambda query: directory.at_search(settings, _read_query(DoctorQuery, query)))
         self._reads = {

@@ -21,7 +21,7 @@ import structlog
 from flask import Flask
 from werkzeug.wrappers import Response
 
-from api.app import FAILED, HEADERS, HSTS
+from api.app import FAILED, standing_headers
 from api.commands import LONGEST_WAIT, WAITED, accepted, fingerprint, keep
 from api.reading import PRIVATE
 from api.services import Services, sane_id
@@ -68,12 +68,7 @@ class HotCommands:
     def __init__(self, app: Flask, onward: WSGIApplication) -> None:
         self._extensions = app.extensions
         self._onward = onward
-        settings = app.extensions["healthmed"].settings
-        self._standing = [*HEADERS.items()]
-        if not settings.local_stack:
-            self._standing.append(("Strict-Transport-Security", HSTS))
-        if settings.cors_origins:
-            self._standing.append(("Vary", "Origin"))
+        self._standing = [*standing_headers(app.extensions["healthmed"].settings).items()]
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         """Answer a request (PEP 3333)."""

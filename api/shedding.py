@@ -17,7 +17,7 @@ from typing import Any, Final, NamedTuple
 
 from uuid_utils.compat import uuid7
 
-from api.app import EXPOSED, HEADERS, HSTS
+from api.app import EXPOSED, standing_headers
 from api.errors import CONTENT_TYPE, TITLES
 from domain.errors import Unavailable
 from domain.metrics import SHED
@@ -210,9 +210,7 @@ class Door:
             "Content-Type": CONTENT_TYPE,
             "Content-Length": str(len(body)),
             "Cache-Control": "no-store",
-            **HEADERS,
-            **({} if settings.local_stack else {"Strict-Transport-Security": HSTS}),
-            **({"Vary": "Origin"} if settings.cors_origins else {}),
+            **standing_headers(settings),
         }
         head = "HTTP/1.1 503 Service Unavailable\r\n" + _lines(headers)
         self._heads = [f"{head}Retry-After: {seconds}\r\n".encode() for seconds in range(LONGEST + 1)]

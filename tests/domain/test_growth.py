@@ -36,7 +36,8 @@ STOCK = """
     insert into commands (id, lane, kind, actor_id, actor_role, payload, status, decided_at)
         select uuidv7(), 0, 'book', :patient, 'patient', '{}', 'succeeded', now() - interval '80 days' from times;
     insert into notices (id, person_id, kind, due_at, next_try_at, sent_at)
-        select uuidv7(), :patient, 'reminder', at, now() + interval '1 day', case when n % 2 = 0 then now() end from times;
+        select uuidv7(), :patient, 'reminder', at, now() + case when n % 2 = 0 then '-1 day' else interval '1 day' end,
+            case when n % 2 = 0 then now() end from times;
     insert into batches (id, scopes, finished_at) select uuidv7(interval '-80 days'), '{}', now() from times;
     insert into sessions (id, person_id, refresh_id, refreshed_at, expires_at)
         select uuidv7(interval '-190 days'), :patient, uuidv7(), now(), now() - interval '170 days' from times;
