@@ -92,7 +92,10 @@ class Bench:
 def stacked() -> Iterator[Bench]:
     """A whole stack in a temporary folder, with doctors, and patients who are logged in."""
     with tempfile.TemporaryDirectory(prefix="healthmed-bench-") as folder:
-        stack = BenchStack({**os.environ, "STATE_DIR": folder, "PORT": str(free_port()), "RATE_LIMITS": "off"})
+        # Nobody decides the requests: three rounds of them would be more than a patient may have open.
+        open_ones = {"MAX_OPEN_REQUESTS": "1000", "MAX_OPEN_REQUESTS_PER_DOCTOR": "1000"}
+        environ = {**os.environ, **open_ones, "STATE_DIR": folder, "PORT": str(free_port()), "RATE_LIMITS": "off"}
+        stack = BenchStack(environ)
         try:
             stack.start()
             settings = stack._settings
