@@ -14,7 +14,7 @@ from statistics import median
 from sqlalchemy import Engine, create_engine, text
 from uuid_utils.compat import uuid7
 
-from domain import batches, database, directory, migrations
+from domain import batches, database, directory, logs, migrations
 from domain.cache import Cache
 from domain.commands import Book
 from domain.settings import Settings, load
@@ -108,6 +108,7 @@ def per_second(action: Callable[[], object], seconds: float = 1.0) -> float:
 
 def main() -> None:
     """Run every measurement in turn, round by round, and print medians."""
+    logs.configure("WARNING")
     with benched() as bench:
         rounds = []
         for _ in range(ROUNDS):
