@@ -15,7 +15,7 @@ import pytest
 from redis import Redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
-from sqlalchemy import Connection, Engine, create_engine, text
+from sqlalchemy import Connection, Engine, text
 from sqlalchemy.exc import OperationalError
 
 from domain import batches, lanes, logs
@@ -29,13 +29,6 @@ from local.servers import Broker
 from local.servers import Cache as CacheServer
 from tests.faults.proxy import Proxy
 from tests.rows import add_doctor, add_person, add_slot, outcomes, send, tomorrow
-
-
-@pytest.fixture
-def engine(settings: Settings) -> Iterator[Engine]:
-    engine = create_engine(settings.database_url)
-    yield engine
-    engine.dispose()
 
 
 @pytest.fixture

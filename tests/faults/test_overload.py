@@ -22,7 +22,7 @@ from typing import Any
 
 import pytest
 from redis import Redis
-from sqlalchemy import Engine, create_engine, text
+from sqlalchemy import Engine, text
 from uuid_utils.compat import uuid7
 
 from api import shedding
@@ -292,13 +292,6 @@ _LOG_IN = text(
     " values (:id, :person, uuidv7(), clock_timestamp(), clock_timestamp() + interval '1 day')"
 )
 _LOG_OUT = text("update sessions set revoked_at = clock_timestamp() where id = :id")
-
-
-@pytest.fixture
-def engine(settings: Settings) -> Iterator[Engine]:
-    engine = create_engine(settings.database_url)
-    yield engine
-    engine.dispose()
 
 
 @pytest.fixture
