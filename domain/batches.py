@@ -17,7 +17,7 @@ from domain.booking import Decision, NewAvailability, Notice, Rejection, Schedul
 from domain.chains import link
 from domain.commands import Envelope, Kind
 from domain.database import PREPARED
-from domain.schedule import Appointment, AppointmentStatus, Doctor, Interval, Patient, Role, Slot, SlotStatus
+from domain.schedule import Appointment, AppointmentStatus, Doctor, Interval, Limits, Patient, Role, Slot, SlotStatus
 from domain.settings import Settings
 
 # These look at the whole of a doctor's agenda, not at one slot of it.
@@ -217,18 +217,18 @@ def _read(connection: Connection, settings: Settings, ids: list[str], now: datet
     named = _texts(row.appointment_id for row in commands)
     bookers = _texts(row.actor_id for row in commands if row.kind in (Kind.BOOK, Kind.RESCHEDULE))
     appointments = connection.execute(_READ_APPOINTMENTS, {"named": named, "patients": bookers, "since": since}).all()
-    slots = connection.execute(_READ_SLOTS, {"named": named, "ids": _texts(row.slot_id for row in commands)}).all()
+    slots = [row for row in (*commands, *appointments) if row.slot_status is not None]
     wide = {row.doctor_id for row in commands if row.kind in _WIDE}
     # In the place of one that is let go of, and is not held, the rules make others.
-    unheld = [row for row in slots if not row.held and row.status in (SlotStatus.OPEN, SlotStatus.BOOKED)]
+    unheld = [row for row in slots if not row.held and row.slot_status in (SlotStatus.OPEN, SlotStatus.BOOKED)]
     if wide:
         parameters = {"doctors": _texts(wide), "since": since}
         slots = [*slots, *connection.execute(_READ_AGENDA_SLOTS, parameters)]
         appointments = [*appointments, *connection.execute(_READ_AGENDA_APPOINTMENTS, parameters)]
     if unheld:
-        slots = [*slots, *connection.execute(_READ_SLOTS_AROUND, {"ids": _texts(row.id for row in unheld)})]
+        slots = [*slots, *connection.execute(_READ_SLOTS_AROUND, {"ids": _texts(row.slot_id for row in unheld)})]
     agendas: Sequence[Row[Any]] = ()
-    if looked_at := _texts([*wide, *(row.doctor_id for row in unheld)]):
+    if looked_at := _texts([*wide, *(row.slot_doctor_id for row in unheld)]):
         agendas = connection.execute(_READ_AVAILABILITIES, {"doctors": looked_at}).all()
     return _Work(
         settings=settings,
@@ -240,7 +240,7 @@ def _read(connection: Connection, settings: Settings, ids: list[str], now: datet
             doctors={row.doctor_id: _doctor(row) for row in commands if row.doctor_id},
             patients={row.patient_id: Patient(row.patient_id, row.patient_status != "active") for row in appointments}
             | {row.actor_id: Patient(row.actor_id, row.actor_status != "active") for row in commands},
-            slots={row.id: _slot(row) for row in slots},
+            slots={row.slot_id: _slot(row) for row in slots},
             appointments={row.id: _appointment(row) for row in appointments},
             availabilities={row.doctor_id: inbox.restored_availability(row.rules, row.exceptions) for row in agendas},
         ),
@@ -273,8 +273,8 @@ def _doctor(row: Row[Any]) -> Doctor:
 
 
 def _slot(row: Row[Any]) -> Slot:
-    during = Interval(row.starts_at, row.ends_at)
-    return Slot(row.id, row.doctor_id, during, SlotStatus(row.status), row.held, row.extra, row.price)
+    during = Interval(row.slot_starts_at, row.slot_ends_at)
+    return Slot(row.slot_id, row.slot_doctor_id, during, SlotStatus(row.slot_status), row.held, row.extra, row.slot_price)
 
 
 def _appointment(row: Row[Any]) -> Appointment:
@@ -304,43 +304,33 @@ def _write(connection: Connection, work: _Work) -> Decided:
     known = [each for each in appointments if each.id in work.stored_appointments]
     if any(work.stored_appointments[each.id].slot_id != each.slot_id for each in known):
         connection.execute(_LEAVE_APPOINTMENTS, {"ids": _texts(each.id for each in known)})
-    slot_rows = [(each.id in work.stored_slots, _slot_row(each)) for each in slots]
-    appointment_rows = [(each.id in work.stored_appointments, _appointment_row(work, each)) for each in appointments]
-    _put(connection, _UPDATE_SLOTS, [row for is_stored, row in slot_rows if is_stored])
-    _put(connection, _UPDATE_APPOINTMENTS, [row for is_stored, row in appointment_rows if is_stored])
-    _put(connection, _INSERT_SLOTS, [row for is_stored, row in slot_rows if not is_stored])
-    _put(connection, _INSERT_APPOINTMENTS, [row for is_stored, row in appointment_rows if not is_stored])
-    _put(connection, _INSERT_HISTORY, work.history)
-    if slots:
-        _touch_whose_first_slot_moves(connection, work)
     for new, reasons in work.availabilities.values():
         _put_availability(connection, new, reasons, work.schedule.now)
-    return _finish_commands(connection, work.outcomes, list(work.scopes), work.schedule.now, [*work.notices.values()])
+    slot_rows = {each.id: _slot_row(each) for each in slots}
+    appointment_rows = {each.id: _appointment_row(work, each) for each in appointments}
+    return _finish_commands(
+        connection,
+        work.outcomes,
+        list(work.scopes),
+        work.schedule.now,
+        changed_slots=[row for slot_id, row in slot_rows.items() if slot_id in work.stored_slots],
+        new_slots=[row for slot_id, row in slot_rows.items() if slot_id not in work.stored_slots],
+        changed_appointments=[row for each_id, row in appointment_rows.items() if each_id in work.stored_appointments],
+        new_appointments=[row for each_id, row in appointment_rows.items() if each_id not in work.stored_appointments],
+        history=work.history,
+        notices=[*work.notices.values()],
+        firsts=_firsts(work),
+        limits=work.settings.limits,
+    )
 
 
-def _touch_whose_first_slot_moves(connection: Connection, work: _Work) -> None:
-    """Have doctors' cards, and their order by next free slot, invalidated only where they change: most bookings take a later one.
-
-    Their rows are locked, so no other transaction changes their slots. That the earlier slot came to be must be known by now.
-    """
+def _firsts(work: _Work) -> list[dict[str, Any]]:
+    """Of each doctor whose slots change, when the first of these begins, or began before it was moved."""
     firsts: dict[UUID, datetime] = {}
     for slot in work.slots.values():
         for each in (slot, work.stored_slots.get(slot.id, slot)):
             firsts[slot.doctor_id] = min(each.during.starts_at, firsts.get(slot.doctor_id, each.during.starts_at))
-    limits = work.settings.limits
-    parameters = {
-        "doctors": _texts(firsts),
-        "starts": [firsts[doctor_id].isoformat() for doctor_id in sorted(firsts, key=str)],
-        "notice": limits.booking_notice,
-        "horizon": limits.booking_horizon_days,
-    }
-    for doctor_id in connection.execute(_FIRST_MOVES, parameters).scalars():
-        work.touch(f"doctor:{doctor_id}", "directory-free")
-
-
-def _put(connection: Connection, statement: Any, rows: Sequence[Mapping[str, Any]]) -> None:
-    if rows and connection.execute(statement, {"rows": json.dumps(rows)}).rowcount != len(rows):
-        raise Clash
+    return [{"doctor_id": str(doctor_id), "starts_at": starts_at.isoformat()} for doctor_id, starts_at in firsts.items()]
 
 
 def _finish_commands(
@@ -348,17 +338,26 @@ def _finish_commands(
     outcomes: Sequence[Mapping[str, Any]],
     scopes: list[str],
     decided_at: datetime | None,
-    notices: Sequence[Mapping[str, Any]] = (),
+    limits: Limits | None = None,
+    **rows: Sequence[Mapping[str, Any]],
 ) -> Decided:
+    """Write the `rows` of a batch, the scopes it touches and its outcomes, in one statement. Raises Clash: then nothing is."""
     parameters = {
-        "rows": json.dumps(outcomes),
+        "rows": json.dumps({**rows, "outcomes": outcomes}),
+        "guarded": sum(len(rows.get(name, ())) for name in _GUARDED),
         "batch_id": (batch_id := uuid7()),
         "scopes": scopes,
         "decided_at": decided_at,
-        "notices": json.dumps(notices),
+        "notice": limits and limits.booking_notice,
+        "horizon": limits and limits.booking_horizon_days,
+        "first": outcomes[0]["id"] if outcomes else None,
     }
-    rows = connection.execute(_DECIDE_COMMANDS, parameters).all()
-    return Decided(batch_id, tuple(scopes), tuple(rows))
+    decided = connection.execute(_FINISH, parameters).all()
+    if len(decided) != len(outcomes):
+        raise Clash
+    moved = [doctor_id for row in decided for doctor_id in row.moved or ()]
+    shown = (*(f"doctor:{doctor_id}" for doctor_id in moved), *(["directory-free"] if moved else ()))
+    return Decided(batch_id, (*scopes, *shown), tuple(decided))
 
 
 def _put_availability(connection: Connection, new: NewAvailability, reasons: bytes | None, now: datetime) -> None:
@@ -470,48 +469,51 @@ _LOCK = text(
     select id from batch where (select count(*) from locked_people) >= 0 order by seq
     """
 ).execution_options(**PREPARED)
+_SLOT = """
+    slots.doctor_id as slot_doctor_id, slots.starts_at as slot_starts_at, slots.ends_at as slot_ends_at,
+    slots.status as slot_status, held, extra, slots.price as slot_price
+"""
 _READ_COMMANDS = text(
-    """
-    select commands.id, kind, actor_id, actor_role, doctor_id, slot_id, appointment_id, payload, secret, deadline, day,
+    f"""
+    select commands.id, kind, actor_id, actor_role, commands.doctor_id, slot_id, appointment_id, payload, secret, deadline, day,
         received_at, request_id, clock_timestamp() as now, actors.status as actor_status, wrapped,
-        doctors.status as doctor_status, doctors.timezone, price, currency
+        doctors.status as doctor_status, doctors.timezone, doctors.price, currency, {_SLOT}
     from commands join people actors on actors.id = actor_id left join person_keys on person_id = actor_id
-        left join doctors on doctors.id = doctor_id
+        left join doctors on doctors.id = commands.doctor_id left join slots on slots.id = slot_id
     where commands.id = any(cast(:ids as uuid[])) order by seq
     """
 ).execution_options(**PREPARED)
-_APPOINTMENTS = """
-    select appointments.id, slot_id, doctor_id, patient_id, starts_at, ends_at, price, currency, appointments.status,
-        requested_at, expires_at, decided_at, reschedules, sequence, refusal_kind, history_length, history_hash,
-        people.status as patient_status, wrapped
-    from appointments join people on people.id = patient_id left join person_keys on person_id = patient_id
+_APPOINTMENT = """
+    appointments.id, slot_id, appointments.doctor_id, patient_id, appointments.starts_at, appointments.ends_at,
+    appointments.price, currency, appointments.status, requested_at, expires_at, decided_at, reschedules, sequence,
+    refusal_kind, history_length, history_hash, people.status as patient_status, wrapped
 """
+_WITH_PATIENTS = "join people on people.id = patient_id left join person_keys on person_id = patient_id"
 # By where they start, too, since that is indexed: none lasts longer than a day, and nobody's past is read again and again.
 _NOT_OVER = "ends_at > :since and starts_at > cast(:since as timestamptz) - interval '1 day'"
+# With each that a command names comes its slot.
 _READ_APPOINTMENTS = text(
     f"""
-    {_APPOINTMENTS} where appointments.id = any(array(
+    select {_APPOINTMENT}, {_SLOT} from appointments {_WITH_PATIENTS}
+        left join slots on slots.id = case when appointments.id = any(cast(:named as uuid[])) then slot_id end
+    where appointments.id = any(array(
         select unnest(cast(:named as uuid[]))
         union select id from appointments
         where patient_id = any(cast(:patients as uuid[])) and active and {_NOT_OVER}
     ))
     """
 ).execution_options(**PREPARED)
-_READ_AGENDA_APPOINTMENTS = text(f"{_APPOINTMENTS} where doctor_id = any(cast(:doctors as uuid[])) and active and {_NOT_OVER}")
-_SLOTS = "select id, doctor_id, starts_at, ends_at, status, held, extra, price from slots"
-_READ_SLOTS = text(
-    f"""
-    {_SLOTS} where id = any(array(
-        select unnest(cast(:ids as uuid[]))
-        union select slot_id from appointments where id = any(cast(:named as uuid[]))
-    ))
-    """
-).execution_options(**PREPARED)
-_READ_AGENDA_SLOTS = text(f"{_SLOTS} where doctor_id = any(cast(:doctors as uuid[])) and {_NOT_OVER}")
+_READ_AGENDA_APPOINTMENTS = text(
+    f"select {_APPOINTMENT} from appointments {_WITH_PATIENTS}"
+    f" where doctor_id = any(cast(:doctors as uuid[])) and active and {_NOT_OVER}"
+)
+_READ_AGENDA_SLOTS = text(
+    f"select id as slot_id, {_SLOT} from slots where doctor_id = any(cast(:doctors as uuid[])) and {_NOT_OVER}"
+)
 # Within a day of each.
 _READ_SLOTS_AROUND = text(
     f"""
-    {_SLOTS} where id = any(array(
+    select id as slot_id, {_SLOT} from slots where id = any(array(
         select around.id from slots freed join slots around on around.doctor_id = freed.doctor_id
             and around.starts_at between freed.starts_at - interval '2 days' and freed.ends_at + interval '1 day'
             and around.ends_at > freed.starts_at - interval '1 day' and around.status <> 'dropped'
@@ -525,104 +527,101 @@ _READ_AVAILABILITIES = text(
 _LEAVE_APPOINTMENTS = text("update appointments set active = false where id = any(cast(:ids as uuid[]))")
 _LEAVE_SLOTS = text("update slots set status = 'dropped' where id = any(cast(:ids as uuid[])) and status in ('open', 'booked')")
 
-_FIRST_MOVES = text(
-    """
-    select changed.doctor_id
-    from unnest(cast(:doctors as uuid[]), cast(:starts as timestamptz[])) as changed (doctor_id, starts_at)
-    where not exists (
-        select from slots
-        where slots.doctor_id = changed.doctor_id and status = 'open' and slots.starts_at < changed.starts_at
-            and slots.starts_at >= statement_timestamp() + cast(:notice as int) * interval '1 second'
-            and slots.starts_at <= statement_timestamp() + cast(:horizon as int) * interval '1 day'
-    ) or exists (select from batches where finished_at is null and 'doctor:' || changed.doctor_id = any(scopes))
-    """
-).execution_options(**PREPARED)
-_UPDATE_SLOTS = text(
-    """
-    update slots
-    set during = tstzrange(r.starts_at, r.ends_at), status = r.status, held = r.held, extra = r.extra, price = r.price
-    from jsonb_to_recordset(cast(:rows as jsonb)) as r
-        (id uuid, starts_at timestamptz, ends_at timestamptz, status text, held boolean, extra boolean, price bigint)
-    where slots.id = r.id
-    """
-).execution_options(**PREPARED)
-_INSERT_SLOTS = text(
-    """
-    insert into slots (id, doctor_id, during, status, held, extra, price)
-    select id, doctor_id, tstzrange(starts_at, ends_at), status, held, extra, price
-    from jsonb_to_recordset(cast(:rows as jsonb)) as r
-        (id uuid, doctor_id uuid, starts_at timestamptz, ends_at timestamptz, status text, held boolean, extra boolean,
-         price bigint)
-    on conflict do nothing
-    """
-).execution_options(**PREPARED)
+_SLOT_ROW = """
+    (id uuid, doctor_id uuid, starts_at timestamptz, ends_at timestamptz, status text, held boolean, extra boolean, price bigint)
+"""
 _APPOINTMENT_ROW = """
     (id uuid, slot_id uuid, doctor_id uuid, patient_id uuid, starts_at timestamptz, ends_at timestamptz, active boolean,
      status text, price bigint, currency text, requested_at timestamptz, expires_at timestamptz, decided_at timestamptz,
      reschedules smallint, sequence smallint, refusal_kind text, notes text, reason text, join_url text, new_join_url boolean,
      history_length smallint, history_hash text)
 """
-_UPDATE_APPOINTMENTS = text(
+_GUARDED = ("changed_slots", "new_slots", "changed_appointments", "new_appointments")  # by constraints that skip what clashes
+# All that a batch writes, in one round trip. What changes makes room for what is new, so it is counted first; what a constraint
+# has skipped is not among the `guarded`, and then nothing else is written. A doctor's card, and the order by next free slot,
+# change only if a first slot `moved`, while most bookings take a later one: the doctor's row is locked, so no other transaction
+# changes the slots; that an earlier one came to be must be known by now. `record_batch` notes scopes where nothing is decided.
+_FINISH = text(
     f"""
-    update appointments set
-        slot_id = r.slot_id, during = tstzrange(r.starts_at, r.ends_at), active = r.active, status = r.status,
-        price = r.price, requested_at = r.requested_at, expires_at = r.expires_at, decided_at = r.decided_at,
-        reschedules = r.reschedules, sequence = r.sequence, refusal_kind = r.refusal_kind,
-        notes = coalesce(decode(r.notes, 'hex'), appointments.notes),
-        reason = coalesce(decode(r.reason, 'hex'), appointments.reason),
-        join_url = case when r.new_join_url then decode(r.join_url, 'hex') else appointments.join_url end,
-        history_length = r.history_length, history_hash = decode(r.history_hash, 'hex')
-    from jsonb_to_recordset(cast(:rows as jsonb)) as r {_APPOINTMENT_ROW}
-    where appointments.id = r.id
-    """
-).execution_options(**PREPARED)
-_INSERT_APPOINTMENTS = text(
-    f"""
-    insert into appointments (id, slot_id, doctor_id, patient_id, during, active, status, price, currency, requested_at,
-        expires_at, decided_at, reschedules, sequence, refusal_kind, notes, reason, join_url, history_length, history_hash)
-    select id, slot_id, doctor_id, patient_id, tstzrange(starts_at, ends_at), active, status, price, currency, requested_at,
-        expires_at, decided_at, reschedules, sequence, refusal_kind, decode(notes, 'hex'), decode(reason, 'hex'),
-        decode(join_url, 'hex'), history_length, decode(history_hash, 'hex')
-    from jsonb_to_recordset(cast(:rows as jsonb)) as r {_APPOINTMENT_ROW}
-    on conflict do nothing
-    """
-).execution_options(**PREPARED)
-_INSERT_HISTORY = text(
-    """
-    insert into history (appointment_id, position, status, at, by, actor_id, command_id, reason, hash)
-    select appointment_id, position, status, at, by, actor_id, command_id, decode(reason, 'hex'), decode(hash, 'hex')
-    from jsonb_to_recordset(cast(:rows as jsonb)) as r
-        (appointment_id uuid, position smallint, status text, at timestamptz, by text, actor_id uuid, command_id uuid,
-         reason text, hash text)
-    on conflict do nothing
-    """
-).execution_options(**PREPARED)
-# What ends each batch, in one round trip: who is told, which scopes it touches (as `record_batch` notes them), its decisions.
-_DECIDE_COMMANDS = text(
-    f"""
-    with told as (
+    with given as materialized (
+        select cast(:rows as jsonb) as rows
+    ), changed_slots as (
+        update slots set
+            during = tstzrange(r.starts_at, r.ends_at), status = r.status, held = r.held, extra = r.extra, price = r.price
+        from given, jsonb_to_recordset(rows -> 'changed_slots') as r {_SLOT_ROW}
+        where slots.id = r.id returning slots.id
+    ), new_slots as (
+        insert into slots (id, doctor_id, during, status, held, extra, price)
+        select id, doctor_id, tstzrange(starts_at, ends_at), status, held, extra, price
+        from given, jsonb_to_recordset(rows -> 'new_slots') as r {_SLOT_ROW}
+        where (select count(*) from changed_slots) >= 0
+        on conflict do nothing returning id
+    ), changed_appointments as (
+        update appointments set
+            slot_id = r.slot_id, during = tstzrange(r.starts_at, r.ends_at), active = r.active, status = r.status,
+            price = r.price, requested_at = r.requested_at, expires_at = r.expires_at, decided_at = r.decided_at,
+            reschedules = r.reschedules, sequence = r.sequence, refusal_kind = r.refusal_kind,
+            notes = coalesce(decode(r.notes, 'hex'), appointments.notes),
+            reason = coalesce(decode(r.reason, 'hex'), appointments.reason),
+            join_url = case when r.new_join_url then decode(r.join_url, 'hex') else appointments.join_url end,
+            history_length = r.history_length, history_hash = decode(r.history_hash, 'hex')
+        from given, jsonb_to_recordset(rows -> 'changed_appointments') as r {_APPOINTMENT_ROW}
+        where appointments.id = r.id returning appointments.id
+    ), new_appointments as (
+        insert into appointments (id, slot_id, doctor_id, patient_id, during, active, status, price, currency, requested_at,
+            expires_at, decided_at, reschedules, sequence, refusal_kind, notes, reason, join_url, history_length, history_hash)
+        select id, slot_id, doctor_id, patient_id, tstzrange(starts_at, ends_at), active, status, price, currency, requested_at,
+            expires_at, decided_at, reschedules, sequence, refusal_kind, decode(notes, 'hex'), decode(reason, 'hex'),
+            decode(join_url, 'hex'), history_length, decode(history_hash, 'hex')
+        from given, jsonb_to_recordset(rows -> 'new_appointments') as r {_APPOINTMENT_ROW}
+        where (select count(*) from changed_appointments) >= 0
+        on conflict do nothing returning id
+    ), unclashed as materialized (
+        select rows from given where ({" + ".join(f"(select count(*) from {each})" for each in _GUARDED)}) = cast(:guarded as int)
+    ), written as (
+        insert into history (appointment_id, position, status, at, by, actor_id, command_id, reason, hash)
+        select appointment_id, position, status, at, by, actor_id, command_id, decode(reason, 'hex'), decode(hash, 'hex')
+        from unclashed, jsonb_to_recordset(rows -> 'history') as r
+            (appointment_id uuid, position smallint, status text, at timestamptz, by text, actor_id uuid, command_id uuid,
+             reason text, hash text)
+        on conflict do nothing returning position
+    ), told as (
         insert into notices
             (id, person_id, appointment_id, kind, due_at, sequence, during, command_id, request_id, next_try_at)
         select id, person_id, appointment_id, kind, due_at, sequence, tstzrange(starts_at, ends_at), command_id, request_id,
             due_at
-        from jsonb_to_recordset(cast(:notices as jsonb)) as r
+        from unclashed, jsonb_to_recordset(rows -> 'notices') as r
             (id uuid, person_id uuid, appointment_id uuid, kind text, due_at timestamptz, sequence smallint,
              starts_at timestamptz, ends_at timestamptz, command_id uuid, request_id text)
         on conflict (appointment_id, person_id, kind, due_at) where appointment_id is not null
         do update set sequence = excluded.sequence, during = excluded.during, next_try_at = excluded.next_try_at,
             command_id = excluded.command_id, request_id = excluded.request_id, dropped_at = null, drop_reason = null
         where notices.sent_at is null
+    ), moved as materialized (
+        select first.doctor_id
+        from given, jsonb_to_recordset(rows -> 'firsts') as first (doctor_id uuid, starts_at timestamptz)
+        where not exists (
+            select from slots
+            where slots.doctor_id = first.doctor_id and status = 'open' and slots.starts_at < first.starts_at
+                and slots.starts_at >= statement_timestamp() + cast(:notice as int) * interval '1 second'
+                and slots.starts_at <= statement_timestamp() + cast(:horizon as int) * interval '1 day'
+        ) or exists (select from batches where finished_at is null and 'doctor:' || first.doctor_id = any(scopes))
     ), recorded as (
-        insert into batches (id, scopes) values (:batch_id, :scopes)
+        insert into batches (id, scopes)
+        select cast(:batch_id as uuid), cast(:scopes as text[]) || array(select 'doctor:' || doctor_id from moved)
+            || array(select 'directory-free' from moved limit 1)
+        from unclashed
     )
     update commands set
         status = r.status, appointment_id = coalesce(r.appointment_id, commands.appointment_id), result = r.result,
-        error_code = r.error_code, error_detail = r.error_detail, batch_id = :batch_id, secret = null,
-        decided_at = coalesce(:decided_at, clock_timestamp())
-    from jsonb_to_recordset(cast(:rows as jsonb)) as r
+        error_code = r.error_code, error_detail = r.error_detail, batch_id = cast(:batch_id as uuid), secret = null,
+        decided_at = coalesce(cast(:decided_at as timestamptz), clock_timestamp())
+    from unclashed, jsonb_to_recordset(rows -> 'outcomes') as r
         (id uuid, status text, appointment_id uuid, result jsonb, error_code text, error_detail text)
     where commands.id = r.id
-    returning {", ".join(f"commands.{column}" for column in inbox.COLUMNS.split(", "))}
+        and (select count(*) from written) = coalesce(jsonb_array_length(rows -> 'history'), 0)
+    returning {", ".join(f"commands.{column}" for column in inbox.COLUMNS.split(", "))},
+        case when commands.id = cast(:first as uuid) then array(select doctor_id from moved) end as moved
     """
 ).execution_options(**PREPARED)
 _PUT_AVAILABILITY = text(

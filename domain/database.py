@@ -67,16 +67,16 @@ def bound_waits(readable: Wait = _readable, writable: Wait = _writable, *, poll:
     psycopg2.extensions.set_wait_callback(wait)
 
 
-def connect(url: str, *, pool_size: int, prepares: bool = False) -> Engine:
+def connect(url: str, *, pool_size: int) -> Engine:
     """An engine with `pool_size` connections at most; waiting for one of them longer than 2 seconds is an error.
 
-    If it `prepares`, each connection parses and plans the statements marked so (`PREPARED`) once. That needs connections to
-    the server itself, or a pooler in session mode.
+    Each connection parses and plans the statements marked so (`PREPARED`) once, unless a pooler stands between.
     """
     engine = create_engine(
         url,
         pool_size=pool_size,
         max_overflow=0,
+        pool_use_lifo=True,  # few at once need few: the others hold no plans and no caches, here or in the server
         pool_timeout=2,
         pool_recycle=1800,
         hide_parameters=True,
@@ -92,9 +92,8 @@ def connect(url: str, *, pool_size: int, prepares: bool = False) -> Engine:
     )
     event.listen(engine, "checkin", _remember_use)
     event.listen(engine, "checkout", _try_if_in_doubt)
-    if prepares:
-        event.listen(engine, "before_cursor_execute", _execute_prepared, retval=True)
-        event.listen(engine, "handle_error", _forget_prepared)
+    event.listen(engine, "do_execute", _execute_prepared)
+    event.listen(engine, "handle_error", _forget_prepared)
     return engine
 
 
@@ -129,16 +128,26 @@ def _try_if_in_doubt(connection: Any, record: Any, _: Any) -> None:
         raise InvalidatePoolError from None
 
 
-def _execute_prepared(connection: Connection, cursor: Any, statement: str, parameters: Any, context: Any, many: bool) -> Any:
-    """psycopg2 writes parameters into the statement, which the server then plans anew: mostly more than to execute it."""
-    if many or not context.execution_options.get("prepared"):
-        return statement, parameters
+def _execute_prepared(cursor: Any, statement: str, parameters: Any, context: Any) -> bool:
+    """Execute a marked statement; False for any other, and behind a pooler, which may change servers between two statements.
+
+    psycopg2 writes parameters into the statement, which the server then plans anew: mostly more than to execute it.
+    """
+    if not context or not context.execution_options.get("prepared"):
+        return False
+    info = context.root_connection.connection.info
+    if "prepared" not in info:
+        cursor.execute("select pg_backend_pid()")
+        info["prepared"] = set() if cursor.fetchone()[0] == cursor.connection.info.backend_pid else None
+    known: set[str] | None = info["prepared"]
+    if known is None:
+        return False
     prepare, execute = _prepared(statement)
-    known = connection.connection.info.setdefault("prepared", set())
     if statement not in known:
         cursor.execute(prepare)
         known.add(statement)  # which no rollback undoes
-    return execute, parameters
+    cursor.execute(execute, parameters)
+    return True
 
 
 def _forget_prepared(context: Any) -> None:

@@ -13,11 +13,13 @@ from uuid import UUID
 from zoneinfo import ZoneInfo
 
 from sqlalchemy import (
+    ARRAY,
     ColumnElement,
     Connection,
     FromClause,
     Row,
     Select,
+    Uuid,
     and_,
     bindparam,
     exists,
@@ -32,6 +34,7 @@ from sqlalchemy import (
 
 from domain.answers import COUNTED, NOW, PageQuery, Rows, as_json, asked, field, instant, money, paged, resolved, turned
 from domain.cache import Answer, Cache, Filled, Wanted
+from domain.database import PREPARED
 from domain.errors import Invalid
 from domain.identifiers import Crm, Malformed, name_key
 from domain.model import DoctorRecord, DoctorSpecialty, SlotRecord
@@ -172,16 +175,20 @@ def _shown(limits: Limits) -> Select[Any]:
         .where(DoctorSpecialty.doctor_id == DoctorRecord.id)
         .correlate(DoctorRecord)
     )
-    return select(
-        *DOCTOR_COLUMNS,
-        DoctorRecord.bio,
-        DoctorRecord.price,
-        DoctorRecord.currency,
-        DoctorRecord.timezone,
-        registered.scalar_subquery().label("specialties"),
-        first.where(_bookable(limits)).scalar_subquery().label("next_slot_at"),
-        first.where(_OPEN, SlotRecord.starts_at > _latest(limits)).scalar_subquery().label("enters"),
-    ).where(DoctorRecord.id.in_(bindparam("ids", expanding=True)), _VERIFIED)
+    return (
+        select(
+            *DOCTOR_COLUMNS,
+            DoctorRecord.bio,
+            DoctorRecord.price,
+            DoctorRecord.currency,
+            DoctorRecord.timezone,
+            registered.scalar_subquery().label("specialties"),
+            first.where(_bookable(limits)).scalar_subquery().label("next_slot_at"),
+            first.where(_OPEN, SlotRecord.starts_at > _latest(limits)).scalar_subquery().label("enters"),
+        )
+        .where(DoctorRecord.id == func.any(bindparam("ids", type_=ARRAY(Uuid()))), _VERIFIED)
+        .execution_options(**PREPARED)
+    )
 
 
 def _doctors(connection: Connection, cache: Cache, ids: Sequence[UUID], *, bio: bool) -> list[Filled | None]:
@@ -228,19 +235,19 @@ _AGENDA = text(
     """
     select doctors.timezone, doctors.price, doctors.currency, first.day as first_day,
            slots.id, slots.starts_at, slots.ends_at, slots.price as own_price,
-           slots.starts_at > statement_timestamp() + :horizon as enters
+           slots.starts_at > statement_timestamp() + cast(:horizon as interval) as enters
     from doctors
     cross join lateral (
         select coalesce(cast(:from_ as date), cast(statement_timestamp() at time zone doctors.timezone as date)) as day
     ) as first
     left join slots on slots.doctor_id = doctors.id and slots.status = 'open'
-        and slots.starts_at >= statement_timestamp() + :notice
+        and slots.starts_at >= statement_timestamp() + cast(:notice as interval)
         and slots.starts_at >= cast(first.day as timestamp) at time zone doctors.timezone - interval '3 hours'
-        and slots.starts_at < cast(first.day + :days as timestamp) at time zone doctors.timezone + interval '3 hours'
+        and slots.starts_at < cast(first.day + cast(:days as int) as timestamp) at time zone doctors.timezone + interval '3 hours'
     where doctors.id = :doctor_id and doctors.status = 'verified'
     order by slots.starts_at
     """
-)
+).execution_options(**PREPARED)
 
 
 def _agenda(connection: Connection, cache: Cache, doctor_id: UUID, from_: date | None, days: int) -> Filled | None:

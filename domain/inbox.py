@@ -34,6 +34,7 @@ from domain.commands import (
     SetAvailability,
     WithdrawSlot,
 )
+from domain.database import PREPARED
 from domain.errors import Invalid, NotFound
 from domain.schedule import Interval, Role
 from domain.settings import Settings
@@ -80,9 +81,9 @@ def send(
     (`idempotency_key_reused`) for another request under the same key.
     """
     key_hash, request_hash = (None, None) if key is None else _hashes(settings, key, fingerprint)
-    if key is not None and (found := sent_before(connection, settings, sender, key, fingerprint)) is not None:
-        return found
     if isinstance(command, ChangeSlot):
+        if key is not None and (found := sent_before(connection, settings, sender, key, fingerprint)) is not None:
+            return found
         _refuse_empty_slot(connection, sender, command)
     command_id = uuid7()
     stored = _stored(command)
@@ -104,7 +105,7 @@ def send(
             "request_id": sender.request_id,
         },
     ).one_or_none()
-    if row is None and key is not None:  # the same request, sent twice at once: the other one is committed by now
+    if row is None and key is not None:  # the same request again; if it was sent twice at once, the other is committed by now
         row = sent_before(connection, settings, sender, key, fingerprint)
     if row is None:
         raise NotFound
@@ -287,16 +288,21 @@ _TARGETS: Final[Mapping[Kind, str]] = {
     Kind.ADD_SLOT: _OWN,
     Kind.CHANGE_SLOT: _SLOT + " and doctors.id = :actor",
     Kind.WITHDRAW_SLOT: _SLOT + " and doctors.id = :actor",
-    Kind.ERASE: " from (select cast(:lane as smallint) as lane, cast(null as uuid) as id) as doctors",
+    Kind.ERASE: " from (select cast(:lane as smallint) as lane, cast(null as uuid) as id) as doctors where true",
 }
+# Both by one snapshot, or a command that is just being archived would be in neither.
+_NEW: Final = "".join(
+    f" and not exists (select from {table} sent where sent.actor_id = :actor and sent.key_hash = :key_hash)"
+    for table in ("commands", "archived_commands")
+)
 # Made once: to find the parameters in so long a text takes 140 microseconds.
 _SEND: Final = {
     kind: text(
         "insert into commands (id, lane, kind, actor_id, actor_role, doctor_id, slot_id, appointment_id, payload, secret,"
         f" key_hash, request_hash, request_id) select :id, doctors.lane, :kind, :actor, :role, doctors.id, :slot_id,"
-        f" :appointment_id, cast(:payload as jsonb), :secret, :key_hash, :request_hash, :request_id {target}"
+        f" :appointment_id, cast(:payload as jsonb), :secret, :key_hash, :request_hash, :request_id {target}{_NEW}"
         f" on conflict (actor_id, key_hash) where key_hash is not null do nothing returning {COLUMNS}"
-    )
+    ).execution_options(**PREPARED)
     for kind, target in _TARGETS.items()
 }
 _SENT_BEFORE: Final = text(

@@ -16,6 +16,7 @@ from sqlalchemy.dialects.postgresql import aggregate_order_by
 from domain import audit, inbox, privacy
 from domain.answers import COUNTED, NOW, PageQuery, Rows, as_json, asked, field, given, instant, money, paged, resolved, turned
 from domain.cache import ANSWER, Answer, Cache, Filled, Wanted
+from domain.database import PREPARED
 from domain.directory import DOCTOR_COLUMNS, doctor_named
 from domain.model import AppointmentRecord, DoctorRecord, HistoryRecord, Person, PersonKey
 from domain.privacy import KeyRing
@@ -178,8 +179,10 @@ _HISTORY = (
     .label("history")
 )
 # Statements are made once: to make one, and to recognise it, takes SQLAlchemy longer than to send it.
-_ONE_APPOINTMENT = _APPOINTMENT.add_columns(AppointmentRecord.notes, _HISTORY).where(
-    AppointmentRecord.id == bindparam("appointment_id")
+_ONE_APPOINTMENT = (
+    _APPOINTMENT.add_columns(AppointmentRecord.notes, _HISTORY)
+    .where(AppointmentRecord.id == bindparam("appointment_id"))
+    .execution_options(**PREPARED)
 )
 _OWN = bindparam("person_id", type_=Uuid())
 # When the next accepted appointment of somebody's will be over.
@@ -323,7 +326,7 @@ _COMMAND = text(
     " statement_timestamp() as now, batches.scopes as unfinished"
     " from commands left join batches on batches.id = commands.batch_id and batches.finished_at is null"
     " where commands.id = :id"
-)
+).execution_options(**PREPARED)
 _ARCHIVED_COMMAND = text(f"select {inbox.ARCHIVED} from archived_commands where id = :id")
 
 

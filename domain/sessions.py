@@ -15,6 +15,7 @@ from uuid_utils.compat import uuid7
 
 from domain import personal, privacy, tokens
 from domain.cache import Answer, Cache, Change, Filled, Wanted, changing
+from domain.database import PREPARED
 from domain.errors import NotAuthenticated, NotFound
 from domain.schedule import Role
 from domain.settings import Settings
@@ -239,7 +240,7 @@ _STANDING = text(
     from sessions join people on people.id = person_id
     where sessions.id = :id and revoked_at is null and expires_at > clock_timestamp()
     """
-)
+).execution_options(**PREPARED)
 _LOCKED = text(
     """
     select person_id, role, refresh_id, previous_refresh_id, refreshed_at, expires_at, revoked_at, clock_timestamp() as now

@@ -45,7 +45,7 @@ def configuration(broker_url: str) -> dict[str, Any]:
         "worker_prefetch_multiplier": 1,
         "worker_lost_wait": 1,
         "worker_cancel_long_running_tasks_on_connection_loss": True,
-        "worker_max_tasks_per_child": 1000,
+        "worker_max_tasks_per_child": 10_000,
         "worker_max_memory_per_child": 300_000,
         "worker_send_task_events": True,
     }

@@ -1,4 +1,4 @@
-"""What is ours in the part of a worker that listens to the broker: coming back to a lost one, and showing that it lives."""
+"""What is ours in the part of a worker that listens to the broker: outliving a lost one, and showing that it lives."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any, Final
 
+import celery.concurrency.asynpool
+import celery.concurrency.prefork
 import celery.worker.consumer
 import kombu.transport.redis
 import structlog
@@ -119,5 +121,18 @@ class Channel(kombu.transport.redis.Channel):
             return True
 
 
+class Pool(celery.concurrency.asynpool.AsynPool):
+    """Celery's, but it outlives two lost connections in a row.
+
+    A process that was ended for the first, and is still in the pool when the second is made up for, has nothing left to watch:
+    kombu tells so by an error that Celery 5.7 does not expect, and the worker would end.
+    """
+
+    def _track_child_process(self, proc: Any, hub: Any) -> None:
+        if getattr(proc, "_sentinel_poll", 0) is not None:
+            super()._track_child_process(proc, hub)
+
+
 app.steps["consumer"].add(Heartbeat)
+celery.concurrency.prefork.TaskPool.Pool = Pool
 kombu.transport.redis.Transport.Channel = Channel

@@ -55,7 +55,7 @@ def begin(**_: Any) -> None:
     metrics.name_process(f"{os.getppid()}-{current_process().index}")
     chosen = settings.current()
     traces.start(chosen, "worker")
-    engine = database.connect(chosen.database_url, pool_size=2, prepares=True)
+    engine = database.connect(chosen.database_url, pool_size=2)
     drainer = Drainer(chosen, engine, Cache(chosen, engine), connect(chosen.broker_url), interruptions=(SoftTimeLimitExceeded,))
     _process = _Process(chosen, engine, drainer, Sender(chosen.broker_url))
 

@@ -23,17 +23,17 @@ NOTES = "Dor no peito desde ontem, que piora ao respirar. Tomo losartana e tenho
 def unprotected() -> Iterator[None]:
     """Nothing is sealed, hashed or written down while inside."""
 
-    def insert_nothing(connection: Any, statement: Any, rows: Any) -> None:
-        if statement is not batches._INSERT_HISTORY:
-            put(connection, statement, rows)
+    def write_no_history(connection: Any, work: Any) -> Any:
+        work.history.clear()
+        return write(connection, work)
 
-    put = batches._put
+    write = batches._write
     with (
         patch.object(privacy, "seal", lambda key, plain, **_: plain.encode()),
         patch.object(privacy, "open_sealed", lambda key, sealed, **_: sealed.decode()),
         patch.object(privacy, "unwrap", lambda ring, person_id, wrapped: wrapped),
         patch.object(batches, "link", lambda previous, entry: b""),
-        patch.object(batches, "_put", insert_nothing),
+        patch.object(batches, "_write", write_no_history),
     ):
         yield
 

@@ -5,16 +5,17 @@ from __future__ import annotations
 import select
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
+from typing import Any
 
 import psycopg2
 import psycopg2.extensions
 import pytest
-from sqlalchemy import Engine, text
+from sqlalchemy import Engine, event, text
 from sqlalchemy.exc import DBAPIError
 
 from domain import database
 from domain.settings import Settings
-from local.servers import Postgres
+from local.servers import Postgres, asking
 
 Count = Callable[[Callable[[], object]], int]
 
@@ -113,7 +114,7 @@ PREPARED = text("select count(*) from pg_prepared_statements")
 
 @pytest.fixture
 def preparing(settings: Settings) -> Iterator[Engine]:
-    engine = database.connect(settings.database_url, pool_size=1, prepares=True)
+    engine = database.connect(settings.database_url, pool_size=1)
     yield engine
     engine.dispose()
 
@@ -172,10 +173,23 @@ def test_a_table_that_was_changed_meanwhile_is_the_worlds_fault(preparing: Engin
     owner.close()
 
 
-def test_unless_it_is_to_prepare_an_engine_sends_it_as_it_is(engine: Engine) -> None:
-    with engine.connect() as connection:
-        connection.execute(ADD, ASKED)
-        assert connection.execute(PREPARED).scalar_one() == 0
+def test_behind_a_pooler_a_statement_is_sent_as_it_is(preparing: Engine, postgres: Postgres) -> None:
+    @event.listens_for(preparing, "connect")
+    def tell_another_number_than_the_server(connection: Any, _: object) -> None:
+        with connection.cursor() as cursor:
+            cursor.execute("set search_path = pooled, pg_catalog, public")
+        connection.commit()
+
+    with asking(postgres.superuser_url) as cursor:
+        cursor.execute("create schema pooled authorization healthmed_app")
+        cursor.execute("create function pooled.pg_backend_pid() returns int language sql as 'select 0'")
+        try:
+            for _ in range(2):
+                with preparing.connect() as connection:
+                    assert tuple(connection.execute(ADD, ASKED).one()) == ([3, 4], True, True, 3)
+                    assert connection.execute(PREPARED).scalar_one() == 0
+        finally:
+            cursor.execute("drop schema pooled cascade")
 
 
 def _terminate(postgres: Postgres, *pids: int) -> None:

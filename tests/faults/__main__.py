@@ -35,18 +35,19 @@ from tests.faults.stack import FaultStack
 
 # Rows that share a stack, one after another, the longest first. What is in BESIDE mostly waits, and goes on beside the others.
 BESIDE: Final = (("M1",),)
-ALONE: Final = (("A2", "W5"), ("G3",))  # hold the same figure with and without harm, or how much the machine can do, against it
+# Hold the same figure with and without harm, or how much the machine can do, against it.
+ALONE: Final = (("A2", "W5"), ("B2",), ("G3",))
 BUNDLES: Final = (
     ("X1",),
     ("W1", "A1", "W4"),
-    ("W2", "W3", "D1", "B1"),
-    ("R2", "R5", "T1", "B2"),
-    ("G1", "G2"),
-    ("T2",),
-    ("R1", "R3", "P1", "P4"),
-    ("P6", "W6", "W7"),
     ("R4", "R6", "R7", "P5", "P2", "P3"),
+    ("G1", "G2"),
+    ("R1", "R3", "P1", "P4"),
+    ("W2", "W3", "D1", "B1"),
+    ("R2", "R5", "T1"),
+    ("P6", "W6", "W7"),
     ("V1",),
+    ("T2",),
     ("P7",),
 )
 DOCUMENT: Final = Path(__file__).parents[2] / "docs" / "reliability.md"

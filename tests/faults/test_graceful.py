@@ -162,7 +162,7 @@ def test_a_process_that_is_told_to_end_while_it_comes_up_does(listener: socket.s
         children = Path(f"/proc/{api.process.pid}/task/{api.process.pid}/children")
         while not children.read_text():
             time.sleep(0.005)
-        assert api.stop() < 12
+        assert api.stop() < 18  # and is not killed after 20
     finally:
         api.process.kill()
         api.process.wait()

@@ -106,27 +106,18 @@ def past_reads() -> None:
         local.past = connection.engine.connect().execution_options(isolation_level="REPEATABLE READ")
         local.past.execute(text("select 1"))
         time.sleep(0.2)  # in which another worker decides, and commits
-        if not (ids := lock(connection, *arguments)):
+        # What has only come since is not to be seen.
+        known = text("select id from commands where id = any(cast(:ids as uuid[])) order by seq")
+        ids = local.past.execute(known, {"ids": lock(connection, *arguments)}).scalars()
+        if not (ids := [str(each) for each in ids]):
             local.past.close()
         return ids
 
-    def read_the_past(connection: Connection, *arguments: Any) -> Any:
+    def read_the_past(_: Connection, *arguments: Any) -> Any:
         with local.past:
-            return read(_Past(connection, local.past, batches._READ_COMMANDS), *arguments)
+            return read(local.past, *arguments)
 
     batches._lock, batches._read = lock_after_looking, read_the_past
-
-
-@dataclass
-class _Past:
-    """A connection that shows the past, but for what was asked."""
-
-    present: Connection
-    past: Connection
-    asked: Any
-
-    def execute(self, statement: Any, *arguments: Any) -> Any:
-        return (self.present if statement is self.asked else self.past).execute(statement, *arguments)
 
 
 def fills_without_lease() -> None:
@@ -166,14 +157,13 @@ def unaudited() -> None:
 def history_left_out() -> None:
     """An acceptance is not in the history."""
     batches = import_module("domain.batches")
-    put = batches._put
+    write = batches._write
 
-    def put_most(connection: Connection, statement: Any, rows: Any) -> None:
-        if statement is batches._INSERT_HISTORY:
-            rows = [row for row in rows if row["status"] != "accepted"]
-        put(connection, statement, rows)
+    def write_most(connection: Connection, work: Any) -> Any:
+        work.history = [row for row in work.history if row["status"] != "accepted"]
+        return write(connection, work)
 
-    batches._put = put_most
+    batches._write = write_most
 
 
 def keys_forgotten() -> None:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from celery.concurrency.prefork import TaskPool
 from kombu import Connection, Queue
+from kombu.asynchronous import Hub
 from redis import Redis
 
 import workers.consumer
@@ -60,6 +64,21 @@ def test_what_is_no_message_is_passed_over(broker: Broker, connection: Connectio
         while not received:
             connection.drain_events(timeout=2)
     assert received[0].payload == "first"
+
+
+def test_a_process_that_ended_with_one_lost_connection_does_not_end_its_worker_with_the_next() -> None:
+    hub, pool = Hub(), object.__new__(workers.consumer.Pool)
+    read, write = os.pipe()
+    ended, living = SimpleNamespace(_sentinel_poll=None), SimpleNamespace(_sentinel_poll=read)
+    try:
+        pool._track_child_process(ended, hub)
+        pool._track_child_process(living, hub)
+        assert list(hub.readers) == [read]
+    finally:
+        hub.close()
+        os.close(read)
+        os.close(write)
+    assert TaskPool.Pool is workers.consumer.Pool
 
 
 @contextmanager
