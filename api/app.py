@@ -40,7 +40,7 @@ from domain.waiters import Waiters
 from workers.app import send_wake_ups_to
 
 MAX_BODY = 64 * 1024
-POOL_SIZE = 16  # database connections of one process
+POOL_SIZE = 8  # database connections of one process
 REDIS_SECONDS = 0.3
 FAILED = "healthmed.failed"  # in a request's environment: what went wrong before it came to Flask
 EXPOSED = "ETag, Location, Preference-Applied, Retry-After, Warning, X-Request-ID"  # to scripts of other origins
