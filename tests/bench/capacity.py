@@ -50,7 +50,7 @@ ASSUMED: Final[Mapping[str, tuple[float, str]]] = {
     "slots": (10, "slots of a doctor a day, in the year's average; 60 days of them lie ahead"),
     "cached": (8, "projections are kept for each person at once, of 3 KiB with what Redis adds"),
     "answer": (2, "KiB of an answer, headers included; 304s make it less"),
-    "pool": (17, "database connections of an API process at most (`POOL_SIZE` and one for the cache's row)"),
+    "pool": (9, "database connections of an API process at most (`POOL_SIZE` and one for the cache's row)"),
     "per_process": (10_000, "open connections of an API process at most"),
     "many": (500, "database connections that one PostgreSQL should hold without a pooler"),
     "largest": (64, "cores of the largest PostgreSQL that is easily had"),
