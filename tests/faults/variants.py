@@ -106,18 +106,33 @@ def past_reads() -> None:
         local.past = connection.engine.connect().execution_options(isolation_level="REPEATABLE READ")
         local.past.execute(text("select 1"))
         time.sleep(0.2)  # in which another worker decides, and commits
-        # What has only come since is not to be seen.
-        known = text("select id from commands where id = any(cast(:ids as uuid[])) order by seq")
-        ids = local.past.execute(known, {"ids": lock(connection, *arguments)}).scalars()
-        if not (ids := [str(each) for each in ids]):
+        if not (ids := lock(connection, *arguments)):
             local.past.close()
         return ids
 
-    def read_the_past(_: Connection, *arguments: Any) -> Any:
+    def read_the_past(connection: Connection, *arguments: Any) -> Any:
         with local.past:
-            return read(local.past, *arguments)
+            work = read(_Past(connection, local.past, batches._READ_COMMANDS), *arguments)
+            # With the commands, which may be newer than the past, came their slots.
+            as_was = text(f"select id as slot_id, {batches._SLOT} from slots where id = any(cast(:ids as uuid[]))")
+            slots = local.past.execute(as_was, {"ids": [str(each) for each in work.schedule.slots]}).all()
+        work.schedule.slots.update({row.slot_id: batches._slot(row) for row in slots})
+        work.stored_slots.update(work.schedule.slots)
+        return work
 
     batches._lock, batches._read = lock_after_looking, read_the_past
+
+
+@dataclass
+class _Past:
+    """A connection that shows the past, but for what was asked."""
+
+    present: Connection
+    past: Connection
+    asked: Any
+
+    def execute(self, statement: Any, *arguments: Any) -> Any:
+        return (self.present if statement is self.asked else self.past).execute(statement, *arguments)
 
 
 def fills_without_lease() -> None:
