@@ -30,7 +30,7 @@ staff: .venv/.installed ## The staff's command line on that stack: make staff DO
 test: lint ## Check style, types and imports, then run every test
 	@exec $(BIN)/python -m pytest -q -n 3 --dist loadfile --no-loadscope-reorder
 
-faults: .venv/.installed ## Break everything on purpose (40 minutes or more; SCALE=0.1 is shorter, SEED=7 replays, ROWS="R1 W3" chooses)
+faults: .venv/.installed ## Break everything on purpose (36 minutes; SCALE=0.1 is shorter, SEED=7 replays, ROWS="R1 W3" chooses)
 	@exec $(BIN)/python -m tests.faults $(ROWS)
 
 security: .venv/.installed ## Run the tests of security with their full numbers (a quarter of an hour)
