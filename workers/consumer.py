@@ -122,11 +122,16 @@ class Channel(kombu.transport.redis.Channel):
 
 
 class Pool(celery.concurrency.asynpool.AsynPool):
-    """Celery's, but it outlives two lost connections in a row.
+    """Celery's, but no process of it that ends takes its worker along.
 
-    A process that was ended for the first, and is still in the pool when the second is made up for, has nothing left to watch:
-    kombu tells so by an error that Celery 5.7 does not expect, and the worker would end.
+    One that was ended for a lost connection, and is still in the pool when the next one is made up for, has nothing left to
+    watch: kombu tells so by an error that Celery 5.7 does not expect. One that ends before the worker has first reached the
+    broker would be taken for a pool that can't start; it is replaced like any other.
     """
+
+    def did_start_ok(self) -> bool:
+        """Whether to go on."""
+        return True
 
     def _track_child_process(self, proc: Any, hub: Any) -> None:
         if getattr(proc, "_sentinel_poll", 0) is not None:

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
 
+import psutil
 import pytest
 from celery.concurrency.prefork import TaskPool
 from kombu import Connection, Queue
@@ -16,6 +20,7 @@ from redis import Redis
 
 import workers.consumer
 from local.servers import Broker
+from workers.app import Sender
 
 
 @pytest.fixture
@@ -79,6 +84,33 @@ def test_a_process_that_ended_with_one_lost_connection_does_not_end_its_worker_w
         os.close(read)
         os.close(write)
     assert TaskPool.Pool is workers.consumer.Pool
+
+
+def test_a_process_that_ends_before_the_broker_is_reached_is_replaced(broker: Broker, environ: dict[str, str]) -> None:
+    broker.freeze()
+    command = [sys.executable, "-m", "celery", "-A", "workers.app", "worker", "-c", "1", "-Q", "booking", "--without-mingle"]
+    worker = psutil.Popen(command, env={**os.environ, **environ, "LOG_LEVEL": "WARNING"}, stderr=subprocess.DEVNULL)
+    try:
+        until(lambda: bool(worker.children()))
+        (first,) = worker.children()
+        first.kill()
+        broker.thaw()
+        Sender(broker.url).drain(0)
+        with Redis.from_url(broker.url) as client:
+            until(lambda: client.llen("booking") == 0 and any(each != first for each in worker.children()))
+        assert worker.is_running()
+    finally:
+        broker.thaw()
+        worker.kill()
+        worker.wait()
+
+
+def until(holds: Callable[[], bool]) -> None:
+    """Wait until something holds, 20 seconds at most."""
+    deadline = time.monotonic() + 20
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
 
 
 @contextmanager
